@@ -1,0 +1,1 @@
+"""The top room: the command line, run folders, and the HTML report. Nothing else imports it."""
