@@ -1,8 +1,9 @@
 """The command `retrodict`: each subcommand is a thin layer over one verb of the library.
 
 Only the standard library and typer are imported here, so ``--help`` answers at once; a command imports what
-it needs when it runs.  An error that retrodict raises on purpose is one line on standard error and exit status
-2 (``--debug`` shows its traceback), Ctrl-C is exit status 130, anything else is a bug and shows its traceback.
+it needs when it runs.  An error that retrodict raises on purpose is one line on standard error and exit
+status 2 (``--debug`` shows its traceback), Ctrl-C is exit status 130, anything else is a bug and shows its
+traceback.
 """
 
 from __future__ import annotations
