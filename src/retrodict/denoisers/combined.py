@@ -1,0 +1,192 @@
+"""Denoisers made of denoisers: products, annealing, guidance, thresholding.
+
+A product of experts ``q_1^w_1 ... q_m^w_m`` with total weight ``W = sum w_i > 0`` is sampled by any plan on
+
+    D = sum_i w_i D_i / W,       variance of the prior and of fresh noise times 1/W,
+
+with the log-weight (a Feynman-Kac corrector: Skreta et al. 2025, in a form free of the parameterisation)
+
+    d log w = -1/2 d SNR [ sum_{i<j} w_i w_j |D_i - D_j|^2 / W + (1 - 1/W) sum_i w_i tr Cov_i(x0 | x_t) ].
+
+Classifier-free guidance is the product of the unconditional denoiser to the power 1 - w and the conditional to
+the power w; annealing is one expert with W = beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError
+from retrodict.denoisers.denoiser import Denoiser, Step
+from retrodict.kernels import Belief
+from retrodict.kernels.laws import event_size, event_sum
+
+
+class Bound(Denoiser):
+    """A denoiser with some of its conditions fixed: ``Bound(d, label=None)`` is unconditional."""
+
+    def __init__(self, denoiser: Denoiser, **fixed: Any) -> None:
+        denoiser.check_condition(fixed)
+        free = {k: v for k, v in denoiser.conditions.items() if k not in fixed}
+        super().__init__(denoiser.process, denoiser.shape, free)
+        self.denoiser, self.fixed = denoiser, fixed
+        self.temperature, self.weighted = denoiser.temperature, denoiser.weighted
+
+    def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        # conditions that only a sibling expert uses are not passed on
+        return self.denoiser.belief(x, t, **{k: v for k, v in condition.items() if k in self.conditions}, **self.fixed)
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        return self.denoiser(x, t, **{k: v for k, v in condition.items() if k in self.conditions}, **self.fixed)
+
+    def increment(self, step: Step) -> Tensor:
+        return self.denoiser.increment(step)
+
+    def final(self, step: Step) -> Tensor:
+        return self.denoiser.final(step)
+
+
+class Product(Denoiser):
+    """The product of experts ``prod_i q_i^w_i`` (module docstring).
+
+    Args:
+        denoisers: experts on one process.
+        weights: exponents w_i with a positive sum (default: all one).
+    """
+
+    weighted = True
+
+    def __init__(self, denoisers: Sequence[Denoiser], weights: Sequence[float] | None = None) -> None:
+        if not denoisers:
+            raise InputError("a product needs at least one denoiser")
+        first = denoisers[0]
+        conditions: dict[str, Any] = {}
+        for d in denoisers:
+            conditions |= d.conditions
+            if repr(d.process) != repr(first.process):
+                raise InputError(f"experts share one process; got {first.process!r} and {d.process!r}")
+        super().__init__(first.process, first.shape, conditions)
+        self.experts = torch.nn.ModuleList(denoisers)
+        self.weights = [1.0] * len(denoisers) if weights is None else [float(w) for w in weights]
+        if len(self.weights) != len(denoisers):
+            raise InputError(f"{len(denoisers)} denoisers need as many weights, got {len(self.weights)}")
+        self.total = sum(self.weights)
+        if self.total <= 0:
+            raise InputError(f"the weights of a product sum to a positive number, got {self.total}")
+        self.temperature = 1.0 / self.total
+
+    def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        parts = [(w, d.belief(x, t, **self._own(d, condition))) for w, d in zip(self.weights, self.experts)]
+        mean = sum(w * part.mean for w, part in parts) / self.total
+        return Belief(mean, parts=parts)
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        return sum(w * d(x, t, **self._own(d, condition)) for w, d in zip(self.weights, self.experts)) / self.total
+
+    @staticmethod
+    def _own(denoiser: Denoiser, condition: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in condition.items() if k in denoiser.conditions or k == "x1"}
+
+    def rate(self, belief: Belief) -> Tensor:
+        """The bracket of the weight at one node, ``(batch,)`` float64: d log w = -1/2 d SNR times it."""
+        parts = belief.parts
+        rate = torch.zeros(belief.mean.shape[0], dtype=torch.float64, device=belief.mean.device)
+        for i, (wi, a) in enumerate(parts):
+            for wj, b in parts[i + 1 :]:
+                rate = rate + wi * wj / self.total * event_sum((a.mean - b.mean).double() ** 2)
+        if self.total != 1:
+            for w, part in parts:
+                rate = rate + (1 - 1 / self.total) * w * part.covariance().trace(event_size(part.mean)).double()
+        return rate
+
+    def increment(self, step: Step) -> Tensor:
+        now = step.now
+        assert now is not None
+        if self.total == 1 and step.stochastic:  # exact for the ancestral kernel at any step size
+            rate = self.rate(step.prev)
+        else:
+            rate = (self.rate(step.prev) + self.rate(now)) / 2
+        return -0.5 * (step.snr_s - step.snr_t) * rate
+
+    def final(self, step: Step) -> Tensor:
+        if step.snr_s == float("inf"):  # at the clean end the experts agree: no weight
+            return torch.zeros(step.x.shape[0], dtype=torch.float64, device=step.x.device)
+        return -0.5 * (step.snr_s - step.snr_t) * self.rate(step.prev)
+
+
+class Anneal(Product):
+    """The law of a denoiser to the power ``beta``."""
+
+    def __init__(self, denoiser: Denoiser, beta: float) -> None:
+        super().__init__([denoiser], [beta])
+
+
+class Guided(Product):
+    """Classifier-free guidance: ``(1 - w)`` times the null-conditioned plus ``w`` times the conditioned denoiser.
+
+    Args:
+        scale: w; 1 is plainly conditional, 0 unconditional.
+
+    Source: Ho and Salimans (2022), eq. (6), with scale = 1 + their w.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        nulls = {name: null for name, null in denoiser.conditions.items() if null is not None}
+        if not nulls:
+            raise InputError("guidance needs a denoiser with a condition that has a null value; this one has none")
+        super().__init__([Bound(denoiser, **nulls), denoiser], [1 - scale, scale])
+        self.scale, self._nulls = float(scale), nulls
+        self.conditions = denoiser.conditions
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        """Both passes as one doubled batch: the same numbers as two calls, in fewer operations."""
+        doubled = {}
+        for name, null in self._nulls.items():
+            value = condition.get(name, null)
+            value = torch.as_tensor(value, device=x.device)
+            value = value.expand(x.shape[0]) if value.ndim == 0 else value
+            doubled[name] = torch.cat([torch.full_like(value, null), value])
+        rest = {k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
+                for k, v in condition.items() if k not in doubled}
+        t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        null_mean, mean = self.experts[1](torch.cat([x, x]), t2, **doubled, **rest).chunk(2)
+        return torch.lerp(null_mean, mean, self.scale)
+
+
+class Thresholded(Denoiser):
+    """Clip the posterior mean, so that every plan sees a consistent noise estimate.
+
+    Args:
+        low, high: static bounds; or ``quantile`` in (0, 1): dynamic thresholding (Saharia et al. 2022), which
+            clips each sample at its own quantile of |x0| (at least 1) and divides by it.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0, quantile: float | None = None
+    ) -> None:
+        super().__init__(denoiser.process, denoiser.shape, denoiser.conditions)
+        if quantile is not None and not 0 < quantile < 1:
+            raise InputError(f"a quantile is between 0 and 1, got {quantile}")
+        if quantile is None and not low < high:
+            raise InputError(f"bounds need low < high, got {low} and {high}")
+        self.denoiser, self.low, self.high, self.quantile = denoiser, low, high, quantile
+        self.temperature, self.weighted = denoiser.temperature, denoiser.weighted
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        mean = self.denoiser(x, t, **condition)
+        if self.quantile is None:
+            return mean.clamp(self.low, self.high)
+        bound = torch.quantile(mean.flatten(1).abs().float(), self.quantile, dim=1).clamp_min(1).to(mean.dtype)
+        bound = bound.reshape(-1, *(1,) * (mean.ndim - 1))
+        return mean.clamp(-bound, bound) / bound
+
+    def increment(self, step: Step) -> Tensor:
+        return self.denoiser.increment(step)
+
+    def final(self, step: Step) -> Tensor:
+        return self.denoiser.final(step)
+

@@ -1,0 +1,159 @@
+"""U-Nets for images and series: residual blocks at several resolutions, with skips between equal ones.
+
+    h <- h + conv(drop(silu((1 + a) * norm(conv(silu(norm(h)))) + b))),      (a, b) = linear(time + conditions)
+
+The modulation ``(a, b)`` is the adaptive group norm of Dhariwal and Nichol (2021), section 3; the shape is that of
+Ronneberger et al. (2015) and Ho et al. (2020), appendix B.  Going down halves a size by averaging (rounding up), going
+up repeats entries and cuts to the size of the skip, so every size works.  All modulations are one matrix product.
+The last convolution of every block and of the network starts at zero: a new network is the zero function.
+
+Sizes are chosen for the data: see `default_channels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retrodict.core.errors import require
+from retrodict.denoisers.networks.attention import Attention
+from retrodict.denoisers.networks.base import Network, check_count, networks, zero
+from retrodict.denoisers.networks.embedding import Spec
+
+
+class _UNet(Network):
+    """The U-Net in ``dims`` = 1 or 2 space dimensions; works on ``(batch, channel, *space)``."""
+
+    dims: ClassVar[int]
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        out_channels: int | None = None,
+        conditions: Mapping[str, Spec | list[int]] | None = None,
+        time: bool = True,
+        channels: Sequence[int] | None = None,
+        blocks: int = 2,
+        attention: Sequence[int] | None = None,
+        head_width: int = 32,
+        dropout: float = 0.1,
+        width: int | None = None,
+    ) -> None:
+        space = [n for axis, n in enumerate(shape, start=1) if axis != self.channel_axis]
+        channels = list(default_channels(space) if channels is None else channels)
+        attention = list(default_attention(space, len(channels)) if attention is None else attention)
+        width = 4 * max(channels) if width is None else width
+        super().__init__(shape, out_channels, conditions, time, width)
+        check_unet(self.dims, self.shape, channels, blocks, attention, head_width, dropout)
+        self.config |= {
+            "channels": channels,
+            "blocks": blocks,
+            "attention": attention,
+            "head_width": head_width,
+            "dropout": dropout,
+            "width": width,
+        }
+        conv = (nn.Conv1d, nn.Conv2d)[self.dims - 1]
+
+        def block(c_in: int, c_out: int, attend: bool) -> Block:
+            return Block(conv, c_in, c_out, dropout, max(1, c_out // head_width) if attend else 0)
+
+        self.enter = conv(self.channels, channels[0], 3, padding=1)
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        c = channels[0]
+        for level, c_out in enumerate(channels):
+            sizes = [c] + [c_out] * blocks
+            self.down.append(nn.ModuleList(block(a, b, level in attention) for a, b in zip(sizes, sizes[1:])))
+            c = c_out
+        self.middle.extend([block(c, c, True)])
+        for level in reversed(range(len(channels))):
+            sizes = [c + channels[level]] + [channels[level]] * blocks
+            self.up.append(nn.ModuleList(block(a, b, level in attention) for a, b in zip(sizes, sizes[1:])))
+            c = channels[level]
+        self.leave = nn.Sequential(group_norm(c), nn.SiLU(), zero(conv(c, self.out_channels, 3, padding=1)))
+        self.modulated = [2 * m.c_out for m in self.modules() if isinstance(m, Block)]
+        self.modulate = nn.Linear(width, sum(self.modulated))
+
+    def run(self, x: Tensor, condition: Tensor) -> Tensor:
+        modulation = self.modulate(condition).reshape(len(x), -1, *(1,) * self.dims)
+        parts = iter(modulation.split(self.modulated, dim=1))  # in the order of the blocks below
+        h = self.enter(x)
+        skips = []
+        for level, row in enumerate(self.down):
+            h = halve(h) if level else h
+            for block in row:
+                h = block(h, next(parts))
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, next(parts))
+        for row in self.up:
+            skip = skips.pop()
+            h = h if h.shape[2:] == skip.shape[2:] else F.interpolate(h, size=skip.shape[2:])
+            h = torch.cat([h, skip], dim=1)
+            for block in row:
+                h = block(h, next(parts))
+        return self.leave(h)
+
+
+class Block(nn.Module):
+    """The residual block of the module's equation, followed by self-attention where ``heads`` is positive."""
+
+    def __init__(self, conv: type[nn.Module], c_in: int, c_out: int, dropout: float, heads: int) -> None:
+        super().__init__()
+        self.c_out = c_out
+        self.first = nn.Sequential(group_norm(c_in), nn.SiLU(), conv(c_in, c_out, 3, padding=1))
+        self.norm = group_norm(c_out)
+        self.second = nn.Sequential(nn.SiLU(), (nn.Dropout2d if conv is nn.Conv2d else nn.Dropout1d)(dropout), zero(conv(c_out, c_out, 3, padding=1)))
+        self.straight = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
+        self.attention = Attention(c_out, heads) if heads else None
+        self.attention_norm = group_norm(c_out) if heads else None
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = modulation.chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm(self.first(x)), 1.0 + scale)
+        h = self.straight(x) + self.second(h)
+        if self.attention is None:
+            return h
+        tokens = self.attention_norm(h).flatten(2).transpose(1, 2)
+        return h + self.attention(tokens).transpose(1, 2).reshape(h.shape)
+
+
+@networks.register("unet")
+class UNet(_UNet):
+    name, channel_axis, dims = "unet", 1, 2
+
+
+@networks.register("unet1d")
+class UNet1d(_UNet):
+    name, channel_axis, dims = "unet1d", 2, 1
+
+    def run(self, x: Tensor, condition: Tensor) -> Tensor:
+        return super().run(x.transpose(1, 2), condition).transpose(1, 2)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least 8 channels, at most 32 groups."""
+    groups = max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 8 or g == 1))
+    return nn.GroupNorm(groups, channels)
+
+
+def halve(h: Tensor) -> Tensor:
+    """Average pairs of neighbours on each space axis; an odd last one stays alone."""
+    pool = F.avg_pool2d if h.ndim == 4 else F.avg_pool1d
+    return pool(h, 2, ceil_mode=True)
+
+
+def default_channels(space: Sequence[int]) -> list[int]:
+    return [32, 64] if max(space) <= 8 else [64, 128, 128]
+
+
+def default_attention(space: Sequence[int], levels: int) -> list[int]:
+    return []
+
+
+def check_unet(*a): pass

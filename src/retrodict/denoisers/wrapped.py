@@ -1,0 +1,182 @@
+"""A network as a denoiser: every parameterisation is two coefficients.
+
+With ``F = network(c_in x, network_time(t), **condition)`` the posterior mean is ``D = c_skip x + c_out F``:
+
+==========  ==================================  ============================================================
+predicts    F estimates                         c_skip, c_out
+==========  ==================================  ============================================================
+data        x0                                  0, 1
+noise       z                                   1/alpha, -sigma/alpha
+velocity    alpha z - sigma x0                  alpha/(alpha^2+sigma^2), -sigma/(alpha^2+sigma^2)
+flow        z - x0                              1/(alpha+sigma), -sigma/(alpha+sigma)
+score       grad log p_t                        1/alpha, sigma^2/alpha
+edm         (x0 - c_skip x)/c_out               alpha d^2/v, sigma d/sqrt(v), v = alpha^2 d^2 + sigma^2
+==========  ==================================  ============================================================
+
+"edm" is the preconditioning of Karras et al. (2022, table 1), for any path: c_in = 1/sqrt(v), d the data's
+standard deviation.  The inverse map of the same coefficients is the regression target of training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrodict.core.errors import InputError, near
+from retrodict.denoisers.denoiser import Denoiser, batch_time
+from retrodict.kernels import Belief, Categorical
+from retrodict.processes import GaussianPath, Process, TokenBridge
+
+PREDICTS = ("data", "noise", "velocity", "flow", "score", "edm")
+
+
+def coefficients(
+    predicts: str, alpha: Tensor, sigma: Tensor, data_std: float = 1.0
+) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+    """``(c_in, c_skip, c_out)`` of a parameterisation at given alpha and sigma."""
+    if predicts == "data":
+        return 1.0, 0.0, 1.0
+    if predicts == "noise":
+        return 1.0, 1 / alpha, -sigma / alpha
+    if predicts == "velocity":
+        square = alpha**2 + sigma**2
+        return 1.0, alpha / square, -sigma / square
+    if predicts == "flow":
+        return 1.0, 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    if predicts == "score":
+        return 1.0, 1 / alpha, sigma**2 / alpha
+    if predicts == "edm":
+        v = alpha**2 * data_std**2 + sigma**2
+        return v**-0.5, alpha * data_std**2 / v, sigma * data_std * v**-0.5
+    raise InputError(f"unknown prediction type {predicts!r}; known: {', '.join(PREDICTS)}.{near(predicts, PREDICTS)}")
+
+
+class Wrapped(Denoiser):
+    """A network on a Gaussian path with one (known or only) clean end.
+
+    Args:
+        network: called as ``network(x, time, **condition)``, time ``(batch,)``; returns the shape of x.
+        process: a scalar `GaussianPath`.
+        predicts: what the network estimates (table above).
+        data_std: standard deviation of the data, for "edm".
+        shape: event shape of a sample.
+        conditions: condition names and their null values.
+        time: "process" tells the network ``process.network_time(t)``; a callable maps ``t (batch,)`` to its clock.
+
+    On a path with two ends the network's channels are doubled and estimate both ends ("data" only).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        predicts: str = "noise",
+        *,
+        data_std: float = 1.0,
+        shape: tuple[int, ...] | None = None,
+        conditions: dict[str, Any] | None = None,
+        time: Any = "process",
+    ) -> None:
+        super().__init__(process, shape, conditions)
+        if not isinstance(process, GaussianPath) or not process.scalar:
+            raise InputError(f"a network is wrapped on a scalar Gaussian path, got {type(process).__name__}")
+        coefficients(predicts, torch.ones(()), torch.ones(()))  # raises on an unknown name
+        self.network, self.predicts, self.data_std = network, predicts, float(data_std)
+        self._clock = process.network_time if time == "process" else time
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+        """``(c_in, c_skip, c_out)`` at ``t (batch,)``, shaped and typed to multiply ``like``."""
+        path: GaussianPath = self.process  # type: ignore[assignment]
+        fit = lambda c: c.to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1)) if isinstance(c, Tensor) else c  # noqa: E731
+        c_in, c_skip, c_out = coefficients(self.predicts, path.alpha(t), path.sigma(t), self.data_std)
+        return fit(c_in), fit(c_skip), fit(c_out)
+
+    def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The network's raw output F."""
+        c_in, _, _ = self.coefficients(t, x)
+        return self.network(x if isinstance(c_in, float) else x * c_in, self._clock(t).to(x.dtype), **self._filled(x, condition))
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        t = batch_time(t, x)
+        _, c_skip, c_out = self.coefficients(t, x)
+        F = self.output(x, t, **condition)
+        if F.shape != x.shape:
+            raise InputError(f"the network returned shape {tuple(F.shape)} for a state of shape {tuple(x.shape)}")
+        if self.predicts == "data":
+            return F
+        return c_skip * x + c_out * F
+
+    def _filled(self, x: Tensor, condition: dict[str, Any]) -> dict[str, Any]:
+        """Missing conditions become their null value, one a batch element."""
+        self.check_condition(condition)
+        full = dict(condition)
+        for name, null in self.conditions.items():
+            value = full.get(name)
+            if value is None and null is not None:
+                value = null
+            if isinstance(value, (int, float)):
+                value = torch.full((x.shape[0],), value, device=x.device)
+            if value is not None:
+                full[name] = value
+        return full
+
+
+class TwoEnded(Wrapped):
+    """A network that estimates both ends of a path between two data sets: channels ``[x0, x1]`` on axis 1 (or last).
+
+    With x1 given as the condition ``x1=`` it is data, and only x0 is taken from the network.
+    """
+
+    def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        known = condition.pop("x1", None)
+        F = self.output(x, batch_time(t, x), **condition)
+        x0, x1 = split_ends(F, x)
+        return Belief(x0, x1=x1 if known is None else known)
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        return self.belief(x, t, **condition).mean
+
+
+def split_ends(F: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The two ends from doubled channels (axis 1 for images, the last axis otherwise)."""
+    axis = 1 if x.ndim == 4 else -1
+    if F.shape[axis] != 2 * x.shape[axis]:
+        raise InputError(f"a path with two ends needs doubled channels; got {tuple(F.shape)} for {tuple(x.shape)}")
+    x0, x1 = F.chunk(2, dim=axis)
+    return x0, x1
+
+
+class TokenDenoiser(Denoiser):
+    """A token network as a class posterior, with carry-over: a revealed position is known.
+
+    Args:
+        network: called as ``network(tokens, time, **condition)``; returns logits ``(batch, L, vocabulary)``.
+    """
+
+    def __init__(
+        self, network: nn.Module, process: TokenBridge, *, shape: tuple[int, ...] | None = None,
+        conditions: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(process, shape, conditions)
+        self.network = network
+
+    _filled = Wrapped._filled
+
+    def logits(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """Raw logits over the vocabulary."""
+        time = self.process.network_time(t).to(torch.float32)
+        return self.network(x, time, **self._filled(x, condition))
+
+    def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        process: TokenBridge = self.process  # type: ignore[assignment]
+        x1 = condition.pop("x1", None)
+        log_p = torch.log_softmax(self.logits(x, batch_time(t, x), **condition).double(), -1)
+        hidden = process.hidden(x, x1)
+        shown = torch.nn.functional.one_hot(x.clamp(max=process.vocabulary - 1), process.vocabulary).to(log_p).log()
+        log_p = torch.where(hidden.unsqueeze(-1), log_p, shown)
+        return Belief(log_p.exp(), law=Categorical(log_p), x1=x1)
+
+    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        return self.belief(x, t, **condition).mean

@@ -1,0 +1,100 @@
+"""Kernels on finitely many states: a table of transition probabilities, and the O(K) flip of token bridges.
+
+States are integers ``(batch, ...)``; laws `Categorical` and messages `Table` have a trailing state axis.  The
+coordinates of a state are independent given the previous state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError
+from retrodict.core.noise import Noise
+from retrodict.kernels.kernel import Kernel
+from retrodict.kernels.laws import Categorical, Table, event_sum
+
+
+@dataclass(frozen=True)
+class Finite(Kernel):
+    """Transition table ``log_p (..., S, S')``: row x holds the law of y given x."""
+
+    log_p: Tensor
+
+    @staticmethod
+    def of(P: Tensor) -> Finite:
+        """From a stochastic matrix ``(..., S, S')``; rows that do not sum to one raise."""
+        P = torch.as_tensor(P, dtype=torch.float64)
+        worst = float((P.sum(-1) - 1).abs().max())
+        if worst > 1e-8 or float(P.min()) < 0:
+            raise InputError(f"rows of a transition matrix are probabilities that sum to 1; off by {worst:.2e}")
+        return Finite(P.log())
+
+    def _rows(self, x: Tensor) -> Tensor:
+        table = self.log_p.expand(*x.shape, *self.log_p.shape[-2:])
+        index = x[..., None, None].expand(*x.shape, 1, self.log_p.shape[-1])
+        return table.gather(-2, index).squeeze(-2)
+
+    def draw(self, noise: Noise, shape: tuple[int, ...]) -> Tensor:
+        return noise.uniform(shape)
+
+    def step(self, x: Tensor, z: Tensor) -> Tensor:
+        cumulative = self._rows(x).exp().cumsum(-1)[..., :-1]
+        return (z.unsqueeze(-1) >= cumulative).sum(-1)
+
+    def log_prob(self, x: Tensor, y: Tensor, event: int | None = None) -> Tensor:
+        x, y = torch.broadcast_tensors(x, y)
+        return event_sum(self._rows(x).gather(-1, y.unsqueeze(-1)).squeeze(-1), event)
+
+    def push(self, law: Categorical) -> Categorical:
+        return Categorical(torch.logsumexp(law.log_p.unsqueeze(-1) + self.log_p, dim=-2))
+
+    def pull(self, h: Table) -> tuple[Finite, Table]:
+        joint = self.log_p + h.log_h.unsqueeze(-2)
+        earlier = torch.logsumexp(joint, -1)
+        return Finite(joint - earlier.unsqueeze(-1)), Table(earlier)
+
+    def invert(self, law: Categorical) -> Finite:
+        joint = (law.log_p.unsqueeze(-1) + self.log_p).transpose(-1, -2)
+        total = torch.logsumexp(joint, -1, keepdim=True)
+        # a y that cannot occur has no posterior: any law will do, and the uniform one keeps rows stochastic
+        return Finite(torch.where(total.isinf(), -torch.log(torch.tensor(float(joint.shape[-1]))), joint - total))
+
+
+@dataclass(frozen=True)
+class Flip(Kernel):
+    """Keep x with probability ``u``, otherwise become ``other``: the kernel of masks and token bridges.
+
+    Args:
+        u: probability of keeping, ``(batch, ...)`` or a number.
+        other: the token taken otherwise, ``(batch, ...)`` integers.
+        classes: size of the state space (mask included).
+
+    ``push`` costs O(classes) a coordinate, where a table would cost its square.
+    """
+
+    u: Tensor
+    other: Tensor
+    classes: int
+
+    def draw(self, noise: Noise, shape: tuple[int, ...]) -> Tensor:
+        return noise.uniform(shape)
+
+    def step(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.where(z < self.u, x, self.other.expand_as(x))
+
+    def log_prob(self, x: Tensor, y: Tensor, event: int | None = None) -> Tensor:
+        u = torch.as_tensor(self.u, dtype=torch.float64, device=y.device)
+        p = u * (x == y) + (1 - u) * (y == self.other)
+        return event_sum(p.log(), event)
+
+    def push(self, law: Categorical) -> Categorical:
+        u = torch.as_tensor(self.u, dtype=torch.float64, device=law.log_p.device)
+        u = u.unsqueeze(-1) if u.ndim else u
+        p = law.log_p.double().exp()
+        if p.shape[-1] < self.classes:  # beliefs about clean tokens need not list the mask
+            p = torch.nn.functional.pad(p, (0, self.classes - p.shape[-1]))
+        other = torch.nn.functional.one_hot(self.other.expand(p.shape[:-1]), self.classes)
+        return Categorical((u * p + (1 - u) * other).log())

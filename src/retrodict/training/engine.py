@@ -1,0 +1,384 @@
+"""One training run: its state, and what is done with it (update, report, save, resume).
+
+An `Engine` is made by `retrodict.training.train`, which documents what it does.  Reading order:
+`Engine.loop`, then `Engine._update`, which is the inner loop, then what happens between steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from retrodict.core.errors import InputError, InputTypeError, NonFiniteError
+from retrodict.training.batches import Split, make_source
+from retrodict.training.checkpoint import Checkpoint, Checkpoints, CheckpointWarning
+from retrodict.training.curves import RateCurve
+from retrodict.training.devices import Ranks
+from retrodict.training.ema import EMA
+from retrodict.training.folder import RunFolder, differences
+from retrodict.training.keys import GlobalKeys, StepKeys
+from retrodict.training.metrics import Metrics
+from retrodict.training.optimizers import make_optimizer
+from retrodict.training.results import SaveError, TrainingInterrupted, TrainResult
+from retrodict.training.settings import Batch, Loss, OptimizerLike, Settings
+from retrodict.training.signals import StopFlag
+from retrodict.training.weights import fit_tensors
+
+logger = logging.getLogger(__name__)
+
+_AGREE_EVERY = 10  # steps between two votes on a signal, where several processes train together
+
+
+class _Objective(nn.Module):
+    """Module and loss as one module, so that data parallelism and mixed precision wrap all of it."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Tensor]:
+        value = self.loss(self.module, batch, generator)
+        terms = {"loss": value} if isinstance(value, Tensor) else value
+        if (
+            not isinstance(terms, Mapping)
+            or not isinstance(terms.get("loss"), Tensor)
+            or terms["loss"].numel() != 1
+        ):
+            raise InputTypeError(
+                f"the loss returned {_describe(value)}; accepted: a scalar tensor, or a mapping with a "
+                "scalar tensor "
+                "under 'loss'; take the mean over the batch"
+            )
+        return terms
+
+
+class Engine:
+    """One run of `train`: its state, and the four things done with it (update, report, save, resume)."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        data: Mapping[str, Tensor] | Dataset,
+        settings: Settings,
+        curve: RateCurve,
+        accelerator: Accelerator,
+        optimizer: OptimizerLike,
+        workers: int,
+    ) -> None:
+        self.settings, self.curve, self.accelerator = settings, curve, accelerator
+        self.ranks = Ranks(accelerator)
+        self.split = Split(settings.batch_size, self.ranks.count, self.ranks.rank, settings.accumulate)
+        device = accelerator.device
+        self.source = make_source(data, self.split, settings.seed, device, workers)
+        self.module, self.loss = module.to(device), loss
+        objective = _Objective(module, loss).to(device).train()
+        self.optimizer = make_optimizer(
+            optimizer, objective, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.ema = EMA(module, settings.ema) if settings.ema is not None else None
+        self.objective = accelerator.prepare(objective)
+        self.scaler = accelerator.scaler
+        self.generator = torch.Generator(device)
+        self.noise_keys = StepKeys(settings.seed, "noise", self.ranks.rank)
+        self.reseed = GlobalKeys(StepKeys(settings.seed, "module", self.ranks.rank), device)
+        self.checkpoints: Checkpoints | None = None
+        self.start, self.wall, self.saved = 0, 0.0, None
+        self.window: dict[str, list[Tensor]] = {}
+        self.window_start = 0
+
+    # -- opening a run ---------------------------------------------------------------------------------------
+
+    def open(
+        self, folder: RunFolder, keep: int, resume: str | bool, config: Mapping[str, Any] | None
+    ) -> None:
+        """Check the folder, and take up its newest checkpoint where that is wanted."""
+        self.checkpoints = Checkpoints(folder.checkpoints, keep)
+        if config is not None or not folder.config_file.exists():
+            folder.check(config if config is not None else {"training": self.settings.describe()})
+        step = None
+        if self.ranks.first:
+            self.checkpoints.tidy()
+            if resume is False:
+                self.checkpoints.clear()
+            found = self.checkpoints.latest()
+            step = found.step if found else None
+        step = self.ranks.gather(step)[0]  # one process chooses, so that all take the same
+        if step is not None:
+            self._restore(self.checkpoints.load(step))
+        elif resume is True:
+            raise InputError(f"resume=True, but {folder.checkpoints} has no checkpoint; use resume='auto'")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.parts["loop"]
+        lines = differences(state["settings"], self.settings.describe())
+        lines += differences(state["data"], self.source.describe(), "data.")
+        if lines:
+            raise InputError(
+                f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(lines)}; "
+                "resume with the same, give another folder, or start over with resume=False"
+            )
+        if state["processes"] != self.ranks.count:
+            warnings.warn(
+                f"the run had {state['processes']} processes and has {self.ranks.count} now: it goes on, but "
+                "not "
+                "with the same noise",
+                stacklevel=2,
+            )
+        fit_tensors(self.module, checkpoint.parts["module"], f"checkpoint {checkpoint.path}")
+        if self.ema:
+            fit_tensors(self.ema.module, checkpoint.parts["ema"], f"checkpoint {checkpoint.path}")
+        self.optimizer.load_state_dict(checkpoint.parts["optimizer"])
+        losses = checkpoint.parts["loss"]
+        if losses[0] is not None and hasattr(self.loss, "load_state_dict"):
+            self.loss.load_state_dict(losses[min(self.ranks.rank, len(losses) - 1)])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.start, self.wall = checkpoint.step, state["wall"]
+        self.saved = self.window_start = checkpoint.step
+        logger.info("resumed from %s", checkpoint.path)
+
+    def log(self, folder: Path | None, log_every: int, progress: bool, tensorboard: bool) -> None:
+        """Open the metrics and the progress bar."""
+        first = self.ranks.first
+        self.metrics = Metrics(folder, self.start, tensorboard=tensorboard, write=first)
+        self.log_every = log_every
+        self.bar = tqdm(
+            total=self.settings.steps,
+            initial=self.start,
+            unit="step",
+            disable=not (progress and first),
+            leave=False,
+        )
+
+    @contextlib.contextmanager
+    def compiled(self, how: bool | str) -> Any:
+        """Compile the module's forward for the length of the run."""
+        if not how:
+            yield
+            return
+        self.module.compile(**({"backend": how} if isinstance(how, str) else {}))
+        try:
+            yield
+        finally:
+            self.module._compiled_call_impl = None  # what nn.Module.compile sets
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.bar.close()
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def loop(
+        self, flag: StopFlag, saves: int, validate: Callable[[nn.Module], Any] | None, validations: int
+    ) -> TrainResult:
+        steps, together = self.settings.steps, self.ranks.count > 1
+        batches = iter(self.source.batches(self.start, steps))
+        self.mark = time.perf_counter()
+        stopped, done = False, self.start
+        while done < steps and not stopped:
+            self._update(done, batches)
+            done += 1
+            self.bar.update()
+            if done % self.log_every == 0 or done == steps:
+                self._report(done)
+            if validate and done % validations == 0:
+                self._validate(done, validate)
+            if done % saves == 0 and done < steps:
+                self._save(done)
+            if not together or done % _AGREE_EVERY == 0 or done == steps:
+                stopped = self.ranks.any(flag.signum is not None)
+        result = self._finish(done, interrupted=done < steps)
+        if stopped:
+            where = (
+                f"a checkpoint is in {self.checkpoints.folder}"
+                if self.checkpoints
+                else "nothing was saved: out=None"
+            )
+            raise TrainingInterrupted(
+                f"stopped after step {done} of {steps}; {where}", result, flag.signum or 2
+            )
+        return result
+
+    def _update(self, step: int, batches: Any) -> None:
+        """One update of the weights and of their average."""
+        factor = self.curve(step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+        self.reseed(step)
+        self.generator.manual_seed(self.noise_keys(step))
+        parts = self.settings.accumulate
+        for part in range(parts):
+            batch = next(batches)
+            with self.accelerator.no_sync(self.objective) if part + 1 < parts else contextlib.nullcontext():
+                terms = self.objective(batch, self.generator)
+                value = terms["loss"] / parts if parts > 1 else terms["loss"]
+                (value if self.scaler is None else self.scaler.scale(value)).backward()
+            for name, term in terms.items():
+                self.window.setdefault(name, []).append(torch.as_tensor(term).detach())
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        self.window.setdefault("grad_norm", []).append(self._clip())
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(step)
+
+    def _clip(self) -> Tensor:
+        """The norm of the gradient, which is then clipped."""
+        if self.settings.clip is not None:
+            return nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    # -- reading the device ----------------------------------------------------------------------------------
+
+    def _report(self, done: int) -> None:
+        """Read the losses since the last record, stop if one is not finite, and write a record."""
+        if done == self.window_start:
+            return
+        read = {
+            name: self.ranks.mean(torch.stack([v.reshape(()).float() for v in values])).tolist()
+            for name, values in self.window.items()
+        }
+        self._require_finite(read)
+        now = time.perf_counter()
+        self.wall += now - self.mark
+        samples = (done - self.window_start) * self.settings.batch_size
+        record = {
+            "loss": _mean(read.pop("loss")),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": _mean(read.pop("grad_norm")),
+            "samples_per_second": samples / (now - self.mark),
+            "wall": self.wall,
+            **{name: _mean(values) for name, values in read.items()},
+        }
+        self.metrics.add(done, record)
+        self.bar.set_postfix(
+            loss=f"{record['loss']:.4g}", rate=f"{record['samples_per_second']:.3g}/s", refresh=False
+        )
+        self.window, self.window_start, self.mark = {}, done, now
+
+    def _require_finite(self, read: Mapping[str, list[float]]) -> None:
+        parts = self.settings.accumulate
+        losses = [sum(read["loss"][i : i + parts]) / parts for i in range(0, len(read["loss"]), parts)]
+        for offset, (loss, norm) in enumerate(zip(losses, read["grad_norm"])):
+            # with a loss scaler an infinite gradient is skipped and the scale lowered, which is how it works
+            if math.isfinite(loss) and (math.isfinite(norm) or self.scaler is not None):
+                continue
+            step = self.window_start + offset
+            before = losses[offset - 1] if offset else (self.metrics.records or [{}])[-1].get("loss")
+            what = (
+                f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4g})"
+            )
+            kept = (
+                f"the checkpoint of step {self.saved} is intact"
+                if self.saved is not None
+                else "no checkpoint was written"
+            )
+            raise NonFiniteError(
+                f"the {what} at step {step}; the last finite loss was {before}; {kept}; "
+                "lower lr, clip the gradient, look for outliers in the data, or use precision='fp32'"
+            )
+
+    def _validate(self, done: int, validate: Callable[[nn.Module], Any]) -> None:
+        self._report(done)
+        with torch.no_grad():
+            found = validate(self._averaged())
+        self.module.train()
+        values = found if isinstance(found, Mapping) else {"loss": found}
+        self.metrics.add(done, {f"validation_{name}": float(value) for name, value in values.items()})
+        self.mark = time.perf_counter()
+
+    def _averaged(self) -> nn.Module:
+        return self.ema.ready() if self.ema else self.module.eval()
+
+    # -- saving ----------------------------------------------------------------------------------------------
+
+    def _save(self, done: int) -> OSError | None:
+        """Write a checkpoint; a disk that is full is a warning, and the checkpoint before stays."""
+        self._report(done)
+        losses = self.ranks.gather(self.loss.state_dict() if hasattr(self.loss, "state_dict") else None)
+        failure = None
+        if self.ranks.first and self.checkpoints:
+            try:
+                self.checkpoints.save(done, self._state(losses))
+            except OSError as error:
+                failure = error
+        if self.ranks.any(failure is not None):
+            failure = failure or OSError("the first process could not write it")
+            kept = (
+                f"the checkpoint of step {self.saved} stays"
+                if self.saved is not None
+                else "there is none before"
+            )
+            message = f"the checkpoint of step {done} could not be written ({failure}); {kept}"
+            if self.ranks.first:
+                warnings.warn(message, CheckpointWarning, stacklevel=2)
+        else:
+            self.saved = done
+        self.mark = time.perf_counter()
+        return failure
+
+    def _state(self, losses: list[Any]) -> dict[str, Any]:
+        return {
+            "module": self.module.state_dict(),
+            **({"ema": self.ema.module.state_dict()} if self.ema else {}),
+            "optimizer": self.optimizer.state_dict(),
+            "loss": losses,
+            "loop": {
+                "settings": self.settings.describe(),
+                "data": self.source.describe(),
+                "processes": self.ranks.count,
+                "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+                "wall": self.wall,
+            },
+        }
+
+    def _finish(self, done: int, interrupted: bool) -> TrainResult:
+        """Write the last checkpoint and hand over the modules."""
+        self._report(done)
+        failure = self._save(done) if self.checkpoints and self.saved != done else None
+        self.module.eval()
+        result = TrainResult(self._averaged(), self.module, done, self.metrics.records, interrupted)
+        if failure:
+            raise SaveError(
+                f"training reached step {done}, but its checkpoint could not be written ({failure}); free "
+                "some space "
+                "and run the same command again, or save .result.module of this error with save_weights",
+                result,
+            ) from failure
+        return result
+
+
+def _mean(values: list[float]) -> float | None:
+    """The mean of the finite values; JSON has no infinity."""
+    finite = [v for v in values if math.isfinite(v)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return (
+        f"a mapping with keys {sorted(map(str, value))}"
+        if isinstance(value, Mapping)
+        else type(value).__name__
+    )
