@@ -40,7 +40,6 @@ class Network(nn.Module):
     """
 
     name: ClassVar[str]
-    channel_axis: ClassVar[int]  #: where the channels are in ``(batch, *shape)``
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = check_shape(shape)
-        self.channels = (0, *self.shape)[self.channel_axis]
+        self.channels = self.shape[channel_axis(self.shape) - 1]
         self.out_channels = self.channels if out_channels is None else check_count("out_channels", out_channels)
         self.has_time = bool(time)
         require(width >= 4 and width % 2 == 0, f"width {width} of the conditioning; accepted: an even number from 4")
@@ -68,22 +67,31 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | None = None, **conditions: Tensor) -> Tensor:
         """``x (batch, *shape)``, ``t (batch,)`` -> ``(batch, *shape)`` with ``out_channels`` channels."""
-        self.check_state(x)
+        x = self.check_state(x)
         self.check_time(t, len(x))
-        return self.run(x, self.conditioning(t, conditions, x))
+        return self.run(x, self.conditioning(t, conditions, len(x), next(self.parameters())))
 
     def run(self, x: Tensor, condition: Tensor) -> Tensor:
         """The layers: a checked state, and the vector ``(batch, width)`` of time and conditions."""
         raise NotImplementedError
 
-    def check_state(self, x: Tensor) -> None:
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def check_state(self, x: Tensor) -> Tensor:
+        """``x`` as ``run`` wants it, or an error."""
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(
                 f"x has shape {tuple(x.shape)}; this network was built for {('batch', *self.shape)}: build another "
                 "with shape= of the data, or reshape x"
             )
-        if not x.is_floating_point():
-            raise InputTypeError(f"x has dtype {x.dtype}; accepted: a real floating dtype (x.float())")
+        if x.dtype != self.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise InputTypeError(
+                f"x has dtype {x.dtype} and the network's weights {self.dtype}; cast one of them: x.to(network.dtype), "
+                "or network.to(x.dtype)"
+            )
+        return x
 
     def check_time(self, t: Tensor | None, batch: int) -> None:
         if not self.has_time:
@@ -91,6 +99,11 @@ class Network(nn.Module):
         elif t is None or t.ndim != 1 or len(t) != batch or not t.is_floating_point():
             given = "None" if t is None else f"shape {tuple(t.shape)}, dtype {t.dtype}"
             raise InputError(f"t is {given}; accepted: reals of shape ({batch},), one time per sample")
+
+
+def channel_axis(shape: Sequence[int]) -> int:
+    """Where the channels are in ``(batch, *shape)``: first in images, last in vectors and series."""
+    return 1 if len(shape) == 3 else len(shape)
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -103,6 +116,10 @@ def check_count(what: str, n: object) -> int:
         raise InputTypeError(f"{what} has {n!r}; accepted: positive integers")
     require(n > 0, f"{what} has {n}; accepted: positive integers")
     return n
+
+
+def check_share(what: str, value: float) -> None:
+    require(0.0 <= value < 1.0, f"{what}={value}; accepted: a share in [0, 1)")
 
 
 def check_specs(conditions: Mapping[str, Spec | list[int]]) -> dict[str, Spec]:

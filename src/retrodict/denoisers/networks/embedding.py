@@ -113,12 +113,13 @@ class Conditioning(nn.Module):
             for name, spec in conditions.items()
         )
 
-    def forward(self, t: Tensor | None, given: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """``t (batch,)``; ``like`` has the batch size, device and dtype of the network's hidden state."""
+    def forward(self, t: Tensor | None, given: Mapping[str, Tensor], batch: int, like: Tensor) -> Tensor:
+        """``t (batch,)``, or None without a time input; the result has the dtype and device of ``like``."""
         self.check_names(given)
-        total = torch.zeros(len(like), self.width, dtype=like.dtype, device=like.device)
-        if self.time is not None:
+        if self.time is not None and t is not None:
             total = self.time(self.waves(t, like.dtype))
+        else:
+            total = like.new_zeros(batch, self.width)
         for name, condition in zip(self.names, self.conditions):
             total = total + condition(given[name])
         return nn.functional.silu(total)

@@ -12,6 +12,7 @@ Sizes are chosen for the data: see `default_channels`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -21,14 +22,27 @@ from torch.nn import functional as F
 
 from retrodict.core.errors import require
 from retrodict.denoisers.networks.attention import Attention
-from retrodict.denoisers.networks.base import Network, check_count, networks, zero
+from retrodict.denoisers.networks.base import Network, check_count, check_share, networks, zero
 from retrodict.denoisers.networks.embedding import Spec
 
 
 class _UNet(Network):
-    """The U-Net in ``dims`` = 1 or 2 space dimensions; works on ``(batch, channel, *space)``."""
+    """The U-Net in ``dims`` = 1 or 2 space dimensions; works on ``(batch, channel, *space)``.
+
+    Args:
+        shape: ``(channel, height, width)`` for `UNet`, ``(time, channel)`` for `UNet1d`; any size.
+        out_channels, conditions, time: as in `Network`.
+        channels: one number per resolution, finest first; None for `default_channels`.
+        blocks: residual blocks per resolution, on the way down and again on the way up.
+        attention: levels (0 is the finest) whose blocks have self-attention; the middle always has.  None for
+            `default_attention`.
+        head_width: channels of one attention head.
+        dropout: share of channels dropped inside each block in training, in [0, 1).
+        width: of the vector of time and conditions; None for twice the largest of ``channels``.
+    """
 
     dims: ClassVar[int]
+    layout: ClassVar[str]  #: for messages
 
     def __init__(
         self,
@@ -44,12 +58,17 @@ class _UNet(Network):
         dropout: float = 0.1,
         width: int | None = None,
     ) -> None:
-        space = [n for axis, n in enumerate(shape, start=1) if axis != self.channel_axis]
+        require(len(shape) == self.dims + 1, f"shape {tuple(shape)} for {self.name!r}; accepted: {self.layout}")
+        space = list(shape[1:] if self.dims == 2 else shape[:1])
         channels = list(default_channels(space) if channels is None else channels)
         attention = list(default_attention(space, len(channels)) if attention is None else attention)
-        width = 4 * max(channels) if width is None else width
+        width = 2 * max(channels) if width is None else width
         super().__init__(shape, out_channels, conditions, time, width)
-        check_unet(self.dims, self.shape, channels, blocks, attention, head_width, dropout)
+        for what, value in (*(("channels", c) for c in channels), ("blocks", blocks), ("head_width", head_width)):
+            check_count(what, value)
+        levels = range(len(channels))
+        require(set(attention) <= set(levels), f"attention={attention}; accepted: levels 0 to {levels[-1]}")
+        check_share("dropout", dropout)
         self.config |= {
             "channels": channels,
             "blocks": blocks,
@@ -125,12 +144,16 @@ class Block(nn.Module):
 
 @networks.register("unet")
 class UNet(_UNet):
-    name, channel_axis, dims = "unet", 1, 2
+    """For images ``(batch, channel, height, width)``."""
+
+    name, dims, layout = "unet", 2, "(channel, height, width)"
 
 
 @networks.register("unet1d")
 class UNet1d(_UNet):
-    name, channel_axis, dims = "unet1d", 2, 1
+    """For series ``(batch, time, channel)``."""
+
+    name, dims, layout = "unet1d", 1, "(time, channel)"
 
     def run(self, x: Tensor, condition: Tensor) -> Tensor:
         return super().run(x.transpose(1, 2), condition).transpose(1, 2)
@@ -149,11 +172,12 @@ def halve(h: Tensor) -> Tensor:
 
 
 def default_channels(space: Sequence[int]) -> list[int]:
-    return [32, 64] if max(space) <= 8 else [64, 128, 128]
+    """Channels per level for a size: half as many levels as halvings down to 4, so that 2 cores can train on 8 x 8."""
+    size = max(space)
+    return [32, 64] if size <= 8 else [32, 64, 128] if size <= 16 else [64, 128, 192] if size <= 32 else [64, 128, 192, 256]
 
 
 def default_attention(space: Sequence[int], levels: int) -> list[int]:
-    return []
-
-
-def check_unet(*a): pass
+    """The levels below the finest with at most 64 positions."""
+    sizes = [math.prod(-(-n // 2**level) for n in space) for level in range(levels)]
+    return [level for level, size in enumerate(sizes) if level and size <= 64]
