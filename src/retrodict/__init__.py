@@ -1,0 +1,14 @@
+"""retrodict: describe a stochastic process forward; run it backward."""
+
+from retrodict import exact
+from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
+from retrodict.particles import Population
+from retrodict.processes import DDPM, EDM, VE, VP, GaussianPath, Masked, RectifiedFlow, SubVP, TokenBridge
+from retrodict.solvers import Plan, plan
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "DDPM", "EDM", "VE", "VP", "Anneal", "Denoiser", "GaussianPath", "Guided", "Masked", "Plan", "Population", "Product",
+    "RectifiedFlow", "SubVP", "Thresholded", "TokenBridge", "exact", "plan",
+]

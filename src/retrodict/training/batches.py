@@ -48,12 +48,12 @@ class IndexStream:
         """Positions ``start`` to ``stop`` of the stream, shape (stop - start,)."""
         first, offset = divmod(start, self.n)
         if offset + stop - start <= self.n:
-            return self.epoch(first)[offset : offset + stop - start]
+            return self.epoch(first).narrow(0, offset, stop - start)
         pieces = []
         while start < stop:
             number, offset = divmod(start, self.n)
             take = min(self.n - offset, stop - start)
-            pieces.append(self.epoch(number)[offset : offset + take])
+            pieces.append(self.epoch(number).narrow(0, offset, take))
             start += take
         return torch.cat(pieces)
 

@@ -34,9 +34,8 @@ class EMA:
             s.detach() for s, p in zip(self.module.parameters(), module.parameters()) if p.requires_grad
         ]
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
-        """Follow the weights after update number ``step`` (counted from 0)."""
+        """Follow the weights after update number ``step`` (counted from 0); both lists are detached."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._shadow, self._weights, 1.0 - decay)
 

@@ -38,6 +38,7 @@ from retrodict.training.weights import fit_tensors
 
 logger = logging.getLogger(__name__)
 
+_NOTHING = contextlib.nullcontext()
 _AGREE_EVERY = 10  # steps between two votes on a signal, where several processes train together
 
 
@@ -51,15 +52,10 @@ class _Objective(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Tensor]:
         value = self.loss(self.module, batch, generator)
         terms = {"loss": value} if isinstance(value, Tensor) else value
-        if (
-            not isinstance(terms, Mapping)
-            or not isinstance(terms.get("loss"), Tensor)
-            or terms["loss"].numel() != 1
-        ):
+        if not isinstance(terms, dict | Mapping) or not _is_scalar(terms.get("loss")):
             raise InputTypeError(
-                f"the loss returned {_describe(value)}; accepted: a scalar tensor, or a mapping with a "
-                "scalar tensor "
-                "under 'loss'; take the mean over the batch"
+                f"the loss returned {_describe(value)}; accepted: a scalar tensor, or a mapping with a scalar "
+                "tensor under 'loss'; take the mean over the batch"
             )
         return terms
 
@@ -98,7 +94,8 @@ class Engine:
         self.reseed = GlobalKeys(StepKeys(settings.seed, "module", self.ranks.rank), device)
         self.checkpoints: Checkpoints | None = None
         self.start, self.wall, self.saved = 0, 0.0, None
-        self.window: dict[str, list[Tensor]] = {}
+        self.terms: dict[str, list[Tensor]] = {}  # of the steps since the last record, not yet read
+        self.norms: list[Tensor] = []
         self.window_start = 0
 
     # -- opening a run ---------------------------------------------------------------------------------------
@@ -198,7 +195,7 @@ class Engine:
                 self._report(done)
             if validate and done % validations == 0:
                 self._validate(done, validate)
-            if done % saves == 0 and done < steps:
+            if self.checkpoints and done % saves == 0 and done < steps:
                 self._save(done)
             if not together or done % _AGREE_EVERY == 0 or done == steps:
                 stopped = self.ranks.any(flag.signum is not None)
@@ -221,32 +218,41 @@ class Engine:
             group["lr"] = rate * factor
         self.reseed(step)
         self.generator.manual_seed(self.noise_keys(step))
-        parts = self.settings.accumulate
-        for part in range(parts):
+        for part in reversed(range(self.settings.accumulate)):
             batch = next(batches)
-            with self.accelerator.no_sync(self.objective) if part + 1 < parts else contextlib.nullcontext():
-                terms = self.objective(batch, self.generator)
-                value = terms["loss"] / parts if parts > 1 else terms["loss"]
-                (value if self.scaler is None else self.scaler.scale(value)).backward()
-            for name, term in terms.items():
-                self.window.setdefault(name, []).append(torch.as_tensor(term).detach())
+            with self.accelerator.no_sync(self.objective) if part else _NOTHING:
+                self._collect(self._backward(self.objective(batch, self.generator)))
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        self.window.setdefault("grad_norm", []).append(self._clip())
+        if self.settings.clip is not None:
+            self.norms.append(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
+        else:
+            self.norms.append(
+                nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            )
         if self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad()
-        if self.ema:
+        if self.ema is not None:
             self.ema.update(step)
 
-    def _clip(self) -> Tensor:
-        """The norm of the gradient, which is then clipped."""
-        if self.settings.clip is not None:
-            return nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+    def _backward(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        value = terms["loss"]
+        if self.settings.accumulate > 1:
+            value = value / self.settings.accumulate
+        (value if self.scaler is None else self.scaler.scale(value)).backward()
+        return terms
+
+    def _collect(self, terms: Mapping[str, Tensor]) -> None:
+        """Keep the scalars of this step, unread, for the next record."""
+        for name, term in terms.items():
+            values = self.terms.get(name)
+            if values is None:
+                values = self.terms[name] = []
+            values.append(term.detach() if isinstance(term, Tensor) else term)
 
     # -- reading the device ----------------------------------------------------------------------------------
 
@@ -254,32 +260,32 @@ class Engine:
         """Read the losses since the last record, stop if one is not finite, and write a record."""
         if done == self.window_start:
             return
-        read = {
-            name: self.ranks.mean(torch.stack([v.reshape(()).float() for v in values])).tolist()
-            for name, values in self.window.items()
+        device = self.accelerator.device
+        terms = {
+            name: self.ranks.mean(_stack(values, device)).tolist() for name, values in self.terms.items()
         }
-        self._require_finite(read)
+        norms = _stack(self.norms, device).tolist()
+        self._require_finite(terms["loss"], norms)
         now = time.perf_counter()
         self.wall += now - self.mark
         samples = (done - self.window_start) * self.settings.batch_size
         record = {
-            "loss": _mean(read.pop("loss")),
+            **{name: _mean(values) for name, values in terms.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": _mean(read.pop("grad_norm")),
+            "grad_norm": _mean(norms),
             "samples_per_second": samples / (now - self.mark),
             "wall": self.wall,
-            **{name: _mean(values) for name, values in read.items()},
         }
         self.metrics.add(done, record)
         self.bar.set_postfix(
             loss=f"{record['loss']:.4g}", rate=f"{record['samples_per_second']:.3g}/s", refresh=False
         )
-        self.window, self.window_start, self.mark = {}, done, now
+        self.terms, self.norms, self.window_start, self.mark = {}, [], done, now
 
-    def _require_finite(self, read: Mapping[str, list[float]]) -> None:
-        parts = self.settings.accumulate
-        losses = [sum(read["loss"][i : i + parts]) / parts for i in range(0, len(read["loss"]), parts)]
-        for offset, (loss, norm) in enumerate(zip(losses, read["grad_norm"])):
+    def _require_finite(self, parts: list[float], norms: list[float]) -> None:
+        each = self.settings.accumulate
+        losses = [sum(parts[i : i + each]) / each for i in range(0, len(parts), each)]
+        for offset, (loss, norm) in enumerate(zip(losses, norms)):
             # with a loss scaler an infinite gradient is skipped and the scale lowered, which is how it works
             if math.isfinite(loss) and (math.isfinite(norm) or self.scaler is not None):
                 continue
@@ -317,7 +323,7 @@ class Engine:
         self._report(done)
         losses = self.ranks.gather(self.loss.state_dict() if hasattr(self.loss, "state_dict") else None)
         failure = None
-        if self.ranks.first and self.checkpoints:
+        if self.ranks.first:
             try:
                 self.checkpoints.save(done, self._state(losses))
             except OSError as error:
@@ -366,6 +372,17 @@ class Engine:
                 result,
             ) from failure
         return result
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _stack(values: list[Tensor | float], device: torch.device) -> Tensor:
+    """Scalars collected over the steps of a record as one vector; nothing has been read from the device yet."""
+    if isinstance(values[0], Tensor):
+        return torch.stack(values).float().reshape(-1)
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -44,10 +44,12 @@ def make_optimizer(
     if not params:
         raise InputError("the module has no trainable parameter; nothing can be trained")
     if isinstance(what, str):
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups: list[dict[str, Any]] = [{"params": params, "weight_decay": weight_decay}]
+        if weight_decay:  # one group is one fused call, so two are made only where they differ
+            groups = [
+                {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+                {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+            ]
         groups = [group for group in groups if group["params"]]
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
         return OPTIMIZERS[what](groups, lr=lr, betas=betas, fused=fused)

@@ -1,0 +1,1 @@
+"""What a sampler and its samples are worth: certificates, distances, classifiers, reports."""

@@ -1,0 +1,249 @@
+"""The general runtime: any plan, with data-dependent rows, trajectories, populations and checks.
+
+It walks the same code as the fast runtime and agrees with it to rounding.  Populations live here: at every
+evaluation the denoiser books a log-weight for the move that led there, and when the weights of a population
+degenerate its particles are redrawn.  Keys of noise belong to slots, never to ancestors, so siblings part.
+
+The executor knows no weight formula: `Denoiser.increment` and `Denoiser.final` carry them all.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import NonFiniteError
+from retrodict.core.noise import Noise
+from retrodict.core.registry import Registry
+from retrodict.denoisers import Denoiser, Step
+from retrodict.kernels import Belief
+from retrodict.kernels.laws import event_sum
+from retrodict.particles import Population, ess, log_mean_exp, resample_indices
+from retrodict.solvers.passes import last_uses
+from retrodict.solvers.plan import Call, Eval, Plan, Row
+from retrodict.solvers.runtime import NoiseRows
+
+#: Data-dependent rows: ``(denoiser, x, belief, call, noise, condition) -> x``.
+calls: Registry[Callable[..., Tensor]] = Registry("data-dependent row")
+
+
+@dataclass
+class Run:
+    """What a run returns: the result, and for populations the weights and their story."""
+
+    x: Tensor
+    log_weights: Tensor | None = None
+    log_evidence: Tensor | None = None
+    ess: list[Tensor] = field(default_factory=list)
+    ancestors: Tensor | None = None
+    trajectory: list[tuple[float, Tensor, Tensor]] = field(default_factory=list)
+
+
+def run(
+    plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise, condition: Mapping[str, Any], *,
+    population: Population | None = None, trajectory: bool = False, check: bool = True,
+    on_eval: Callable[[], None] | None = None,
+) -> Run:
+    """Run a plan.
+
+    Args:
+        x: the start, ``(batch, *shape)``; noise: keyed by slot.
+        population: group slots into weighted populations; None carries no weights.
+        trajectory: keep ``(t, x, mean)`` of every evaluation.
+        check: raise `NonFiniteError` naming the step, the time and the tensor.
+    """
+    machine = _Machine(plan, denoiser, x, noise, condition, population)
+    for instruction, dead in zip(plan.code, last_uses(plan.code, plan.out)):
+        if isinstance(instruction, Eval):
+            machine.evaluate(instruction)
+            if trajectory:
+                belief = machine.beliefs[instruction.k]
+                machine.result.trajectory.append((instruction.t, machine.x[instruction.x], belief.mean))
+            if on_eval is not None:
+                on_eval()
+        elif isinstance(instruction, Row):
+            machine.move(instruction)
+        else:
+            machine.call(instruction)
+        if check:
+            machine.check(instruction)
+        machine.forget(dead)
+    return machine.finish(trajectory)
+
+
+class _Machine:
+    def __init__(
+        self, plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise, condition: Mapping[str, Any], population: Population | None
+    ) -> None:
+        self.plan, self.denoiser, self.noise, self.condition = plan, denoiser, noise, dict(condition)
+        self.x: dict[int, Tensor] = {0: x}
+        self.beliefs: dict[int, Belief] = {}
+        self.rows = NoiseRows(noise.stream("rows"), plan.noises, tuple(x.shape[1:]), denoiser.temperature**0.5)
+        self.result = Run(x)
+        self.population = population
+        self.previous: tuple[Eval, Belief] | None = None
+        self.log_ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        self.moved_with_noise = False
+        if population is not None:
+            self.size = population.size or len(x)
+            self.groups = len(x) // self.size
+            self.log_w = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            self.log_z = torch.zeros(self.groups, dtype=torch.float64, device=x.device)
+            self.shared = noise.stream("resample").shared(self.groups)  # type: ignore[attr-defined]
+            self.ancestors = torch.arange(len(x), device=x.device)
+
+    # -- instructions ---------------------------------------------------------------------------------------
+
+    def evaluate(self, node: Eval) -> None:
+        belief = self.denoiser.belief(self.x[node.x], node.t, **self.condition)
+        self.beliefs[node.k] = belief
+        if self.population is None:
+            return
+        if self.previous is None:
+            self.log_w += self.denoiser.start_weight(belief)
+        else:
+            self.log_w += self.denoiser.increment(self._step(belief, node.t, _snr(node.alpha, node.sigma), self.x[node.x]))
+        self.previous = (node, belief)
+        self.log_ratio, self.moved_with_noise = torch.zeros_like(self.log_ratio), False
+        self.maybe_resample()
+
+    def move(self, row: Row) -> None:
+        noisy = bool(row.z)
+        steered = self.population is None or noisy
+        terms = [(self.x[r], a) for r, a in row.x.items()]
+        # a weighted move without fresh noise has no density: it goes where the unsteered process goes
+        terms += [(self.beliefs[k].mean if steered else self.beliefs[k].unsteered, b) for k, b in row.d.items()]
+        terms += [(self.beliefs[k].x1, b) for k, b in row.d1.items()]
+        z = None
+        for m, c in row.z.items():
+            z = self.rows[m]
+            terms.append((z, c))
+        out = torch.mul(terms[0][0], terms[0][1])
+        for value, coefficient in terms[1:]:
+            out.add_(value, alpha=coefficient)
+        if self.population is not None and noisy:
+            self.moved_with_noise = True
+            self._book_ratio(row, z)
+        self.x[row.dst] = out
+
+    def _book_ratio(self, row: Row, z: Tensor | None) -> None:
+        """log p - log K of a Gaussian row: with d = sum b_k (base_k - mean_k)/c it is z.d - d.d/2."""
+        shifts = [(self.beliefs[k].base, self.beliefs[k].mean, b) for k, b in row.d.items()]
+        if all(base is None for base, _, _ in shifts):
+            return
+        (_, c), = row.z.items()
+        scale = c * self.denoiser.temperature**0.5
+        d = sum(b * (base - mean).double() for base, mean, b in shifts if base is not None) / scale
+        unit = z.double() / self.denoiser.temperature**0.5  # type: ignore[union-attr]
+        self.log_ratio = self.log_ratio + event_sum(unit * d) - 0.5 * event_sum(d * d)
+
+    def call(self, instruction: Call) -> None:
+        belief = self.beliefs[instruction.k]
+        function = calls[instruction.name]
+        self.x[instruction.dst] = function(self.denoiser, self.x[instruction.x], belief, instruction, self.noise, self.condition)
+        self.moved_with_noise = True
+
+    def forget(self, names: list[str]) -> None:
+        for name in names:
+            (self.x if name[0] == "x" else self.beliefs).pop(int(name[1:]), None)  # type: ignore[attr-defined]
+
+    # -- weights --------------------------------------------------------------------------------------------
+
+    def _step(self, now: Belief | None, s: float, snr_s: float, x: Tensor) -> Step:
+        assert self.previous is not None
+        node, belief = self.previous
+        snr_t = _snr(node.alpha, node.sigma)
+        return Step(belief, now, node.t, s, snr_t, snr_s, self.log_ratio, self.moved_with_noise, x)
+
+    def maybe_resample(self) -> None:
+        population = self.population
+        assert population is not None
+        log_w = self.log_w.view(self.groups, self.size)
+        self._alive(log_w)
+        effective = ess(log_w)
+        self.result.ess.append(effective)
+        poor = effective < population.threshold * self.size
+        if not bool(poor.any()):
+            return
+        picks = resample_indices(population.resample, log_w, self.shared)
+        identity = torch.arange(self.size, device=picks.device).expand_as(picks)
+        picks = torch.where(poor.unsqueeze(1), picks, identity)
+        self.log_z = self.log_z + torch.where(poor, log_mean_exp(log_w), 0.0)
+        self.log_w = torch.where(poor.unsqueeze(1), 0.0, log_w).flatten()
+        self._permute((picks + self.size * torch.arange(self.groups, device=picks.device).unsqueeze(1)).flatten())
+
+    def _permute(self, index: Tensor) -> None:
+        self.x = {r: v[index] for r, v in self.x.items()}
+        self.beliefs = {k: b.take(index) for k, b in self.beliefs.items()}
+        self.ancestors = self.ancestors[index]
+        if self.previous is not None:
+            self.previous = (self.previous[0], self.beliefs[self.previous[0].k])
+
+    def _alive(self, log_w: Tensor) -> None:
+        best = log_w.max(-1).values
+        if bool(torch.isnan(log_w).any()):
+            raise NonFiniteError(f"a log-weight is NaN at t = {self.previous[0].t if self.previous else 1.0:g}")
+        if bool(torch.isinf(best).any()):
+            raise NonFiniteError("all particles of a population have weight zero; use more particles or a softer potential")
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def check(self, instruction: Any) -> None:
+        """Name the step, the time and the tensor of the first non-finite value."""
+        if isinstance(instruction, Eval):
+            tensor, what = self.beliefs[instruction.k].mean, f"the denoiser's output at evaluation {instruction.k}"
+        else:
+            tensor, what = self.x[instruction.dst], f"the state after evaluation {len(self.beliefs) and max(self.beliefs)}"
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor.flatten(1))).any(1).nonzero()[0])
+            raise NonFiniteError(f"{what}, t = {instruction.t:g}, is not finite (first in sample {bad})")
+
+    def finish(self, trajectory: bool) -> Run:
+        out = self.x[self.plan.out]
+        if trajectory:
+            self.result.trajectory.append((self.plan.times[-1], out, out))
+        if self.population is not None:
+            snr_end = _end_snr(self.plan)
+            self.log_w = self.log_w + self.denoiser.final(self._step(None, self.plan.times[-1], snr_end, out))
+            log_w = self.log_w.view(self.groups, self.size)
+            self._alive(log_w)
+            self.result.ess.append(ess(log_w))
+            self.result.log_weights = self.log_w
+            self.result.log_evidence = self.log_z + log_mean_exp(log_w)
+            self.result.ancestors = self.ancestors
+            share = float(self.result.ess[-1].min()) / self.size
+            if share < 0.05:
+                warnings.warn(f"weights degenerate: effective sample size {share:.1%} of the population", stacklevel=3)
+        self.result.x = out
+        return self.result
+
+
+def _snr(alpha: float, sigma: float) -> float:
+    return math.inf if sigma == 0 else (alpha / sigma) ** 2
+
+
+def _end_snr(plan: Plan) -> float:
+    """alpha^2/sigma^2 where the plan ends."""
+    if plan.meta.get("end") is None:
+        return math.inf
+    t = plan.times[-1]
+    return _snr(float(plan.process.alpha(t)), float(plan.process.sigma(t)))  # type: ignore[attr-defined]
+
+
+@calls.register("reverse-step")
+def _reverse_step(
+    denoiser: Denoiser, x: Tensor, belief: Belief, call: Call, noise: Noise, condition: Mapping[str, Any]
+) -> Tensor:
+    """`Process.reverse_step`: the bridge pushes the belief."""
+    how = call.options["belief_as"]
+    if how == "auto":
+        how = "mean" if denoiser.process.state == "real" else "marginal"
+    return denoiser.process.reverse_step(
+        x, call.t, call.s, belief, call.options["eta"], noise.stream("rows"), condition.get("x1"), how
+    ).to(x.dtype)

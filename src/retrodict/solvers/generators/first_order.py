@@ -1,0 +1,74 @@
+"""One evaluation a step: DDIM at any eta, DDPM, and the opaque step of processes without a linear row.
+
+The family is ``x_s = alpha_s D + sigma_s (r eps + sqrt(1 - r^2) z)`` with r in [0, 1]:
+r = 1 is DDIM, ``r^2 = 1 - eta^2 (1 - e^{-2h})`` its stochastic form, and eta = 1 the DDPM posterior.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrodict.solvers.build import Builder, solver
+
+
+def retention(b: Builder, i: int, eta: float) -> float:
+    """How much of the old noise direction step i keeps; all noise is fresh where sigma_t = 0."""
+    L = b.levels
+    if L.sigma[i] == 0:
+        return 0.0
+    forgotten = 1.0 if L.alpha[i] == 0 or L.sigma[i + 1] == 0 else -np.expm1(2 * (L.lam[i] - L.lam[i + 1]))
+    return float(np.sqrt(max(0.0, 1 - eta**2 * min(max(forgotten, 0.0), 1.0))))
+
+
+@solver("ddim", order=1, eta="share", claims=("constant", "variance", "order"), ends=2)
+def ddim(b: Builder) -> int:
+    """Denoising diffusion implicit models (Song, Meng and Ermon 2021, eq. (12)).
+
+    First order; deterministic at eta = 0, the DDPM posterior at eta = 1.
+    """
+    x, L = 0, b.levels
+    for i in range(b.n):
+        k = b.eval(x, i)
+        r = retention(b, i, b.eta)
+        ratio = r * L.sigma[i + 1] / L.sigma[i] if L.sigma[i] > 0 else 0.0
+        x = b.row(i + 1, {x: ratio}, {k: L.alpha[i + 1] - ratio * L.alpha[i]}, z=L.sigma[i + 1] * np.sqrt(1 - r * r))
+    return x
+
+
+@solver(
+    "ddpm", order=1, eta="always", claims=("constant", "variance", "order"),
+    without={"variance": "with variance='large' the forward variance is added, which is more than the marginal has"},
+)
+def ddpm(b: Builder, variance: str = "small") -> int:
+    """Ancestral sampling of Ho, Jain and Abbeel (2020, eq. (11)).
+
+    ``variance="small"`` is the posterior variance; "large" the forward transition variance, with the same mean
+    (it does not preserve the marginal variance).
+    """
+    from retrodict.core.errors import require
+
+    require(variance in ("small", "large"), f"variance is 'small' or 'large', got {variance!r}")
+    x, L = 0, b.levels
+    for i in range(b.n):
+        k = b.eval(x, i)
+        r = retention(b, i, b.eta)
+        ratio = r * L.sigma[i + 1] / L.sigma[i]
+        z = L.sigma[i + 1] * np.sqrt(1 - r * r)
+        if variance == "large" and L.sigma[i + 1] > 0 and L.alpha[i] > 0:
+            z = np.sqrt(L.sigma[i] ** 2 - (L.alpha[i] / L.alpha[i + 1]) ** 2 * L.sigma[i + 1] ** 2)
+        x = b.row(i + 1, {x: ratio}, {k: L.alpha[i + 1] - ratio * L.alpha[i]}, z=z)
+    return x
+
+
+@solver("step", order=None, eta="share", grid="uniform", claims=("bridge",), ends=2,
+        without={"constant": "rows are opaque; the process' own bridge is tested instead"})
+def step(b: Builder, belief_as: str = "auto") -> int:
+    """The process' own reverse step: its bridge pushes the belief (any process; the default for tokens).
+
+    ``belief_as``: "mean", "gaussian", "marginal", "sample"; "auto" is the marginal for tokens, else the mean.
+    """
+    x = 0
+    for i in range(b.n):
+        k = b.eval(x, i)
+        x = b.call("reverse-step", x, k, i, i + 1, eta=b.eta, belief_as=belief_as)
+    return x

@@ -1,0 +1,273 @@
+"""The plan: a solver is data.
+
+A plan is a straight-line program over registers: states X_r, denoiser outputs D_k (and D1_k on paths with two
+ends), and fresh standard normals z_m.  Three instructions make every solver:
+
+    Eval   D_k   = denoiser(X_r, t_k)                                       one network evaluation
+    Row    X_dst = sum a_r X_r + sum b_k D_k + sum e_k D1_k + sum c_m z_m   float64 coefficients
+    Call   X_dst = a named function of (X_r, D_k, noise)                    where a row depends on data
+
+Rows are linear, so a plan has a unique normal form (`Plan.normal_form`): every evaluated state as a combination of
+the start, the denoiser outputs before it and the noises.  Two plans are the same solver if those are equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrodict.core.errors import InputError
+from retrodict.processes import Process, from_config
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Eval:
+    """``D_k = denoiser(X_x, t)`` at noise level (alpha, sigma)."""
+
+    k: int
+    x: int
+    t: float
+    alpha: float
+    sigma: float
+
+    def reads(self) -> list[str]:
+        return [f"x{self.x}"]
+
+    def writes(self) -> str:
+        return f"d{self.k}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """``X_dst = sum x[r] X_r + sum d[k] D_k + sum d1[k] D1_k + sum z[m] z_m``, a state at time t."""
+
+    dst: int
+    x: dict[int, float] = field(default_factory=dict)
+    d: dict[int, float] = field(default_factory=dict)
+    d1: dict[int, float] = field(default_factory=dict)
+    z: dict[int, float] = field(default_factory=dict)
+    t: float = 0.0
+
+    def reads(self) -> list[str]:
+        return [f"x{r}" for r in self.x] + [f"d{k}" for k in dict.fromkeys([*self.d, *self.d1])]
+
+    def writes(self) -> str:
+        return f"x{self.dst}"
+
+    @property
+    def terms(self) -> int:
+        return len(self.x) + len(self.d) + len(self.d1) + len(self.z)
+
+
+@dataclass(frozen=True)
+class Call:
+    """``X_dst = calls[name](X_x, belief k, noise, t, s, **options)``: a row that depends on data."""
+
+    dst: int
+    name: str
+    x: int
+    k: int
+    t: float
+    s: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def reads(self) -> list[str]:
+        return [f"x{self.x}", f"d{self.k}"]
+
+    def writes(self) -> str:
+        return f"x{self.dst}"
+
+
+Instruction = Eval | Row | Call
+_KINDS: dict[str, type] = {"eval": Eval, "row": Row, "call": Call}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler as data; made by `retrodict.plan`.
+
+    Attributes:
+        code: instructions in order; register 0 is the start, ``out`` the result.
+        times: the grid, from start to end.
+        process: the process it steps through.
+        meta: solver name and options, from which the plan regenerates (`between`).
+    """
+
+    code: tuple[Instruction, ...]
+    out: int
+    times: tuple[float, ...]
+    process: Process
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations per sample."""
+        return sum(isinstance(i, Eval) for i in self.code)
+
+    @property
+    def steps(self) -> int:
+        """Intervals of the grid."""
+        return len(self.times) - 1
+
+    @property
+    def noises(self) -> int:
+        """Fresh normals per sample used by rows."""
+        return sum(len(i.z) for i in self.code if isinstance(i, Row))
+
+    @property
+    def order(self) -> float | None:
+        """Declared order of convergence as the grid is refined; None for a plan without one."""
+        return self.meta.get("order")
+
+    @property
+    def opaque(self) -> bool:
+        """Whether some rows depend on data, so that there is no normal form."""
+        return any(isinstance(i, Call) for i in self.code)
+
+    @property
+    def two_ended(self) -> bool:
+        """Whether rows use the second end."""
+        return any(isinstance(i, Row) and i.d1 for i in self.code)
+
+    @property
+    def has_density(self) -> bool:
+        """Whether every evaluated state comes from a step with fresh noise, so that importance weights exist."""
+        last = max((i for i, c in enumerate(self.code) if isinstance(c, Eval)), default=-1)
+        rows = [c for c in self.code[:last] if not isinstance(c, Eval)]
+        return bool(rows) and all(isinstance(c, Call) or bool(c.z) for c in rows)
+
+    @property
+    def start_time(self) -> float:
+        return self.times[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and (self.code, self.out, self.times) == (other.code, other.out, other.times)
+
+    def __hash__(self) -> int:
+        return hash((self.out, self.times, len(self.code)))
+
+    def normal_form(self) -> NormalForm:
+        """Every evaluated state and the result over the basis (x_start, D_0.., D1_0.., z_0..)."""
+        from retrodict.solvers.passes import normal_form
+
+        return normal_form(self)
+
+    def equivalent(self, other: Plan, tol: float = 1e-12) -> bool:
+        """Whether both plans are the same solver: equal evaluation times and normal forms."""
+        a, b = self.normal_form(), other.normal_form()
+        if a.inputs.shape != b.inputs.shape or not np.allclose(a.times, b.times, rtol=0, atol=tol):
+            return False
+        scale = max(1.0, float(np.abs(a.inputs).max(initial=0)), float(np.abs(a.output).max()))
+        return bool(np.abs(a.inputs - b.inputs).max(initial=0) <= tol * scale and np.abs(a.output - b.output).max() <= tol * scale)
+
+    def between(self, start: float, end: float | None = None) -> Plan:
+        """The same solver from ``start`` to ``end`` (times, not shares of the steps), on this plan's grid between.
+
+        Multistep start-up rows differ in the middle, so the plan is generated anew.
+        """
+        from retrodict.solvers.build import rebuild
+
+        return rebuild(self, start, end)
+
+    def table(self, digits: int = 4) -> str:
+        """The rows as a readable table."""
+        from retrodict.solvers.show import table
+
+        return table(self, digits)
+
+    def __repr__(self) -> str:
+        name = self.meta.get("solver", "plan")
+        options = ", ".join(f"{k}={v}" for k, v in self.meta.get("options", {}).items())
+        eta = self.meta.get("eta", 0.0)
+        kind = "deterministic" if not self.noises and not self.opaque else f"stochastic, eta={eta:g}"
+        order = "" if self.order is None else f", order {self.order:g}"
+        return (
+            f"Plan({name}{f'({options})' if options else ''}: {self.steps} steps, {self.nfe} evaluations, {kind}{order}, "
+            f"t {self.times[0]:g} to {self.times[-1]:g} on grid {self.meta.get('grid', 'custom')}; {self.process!r})"
+        )
+
+    # -- files ----------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` restores an equal plan (JSON keeps float64 exactly)."""
+        code = []
+        for instruction in self.code:
+            kind = next(k for k, v in _KINDS.items() if isinstance(instruction, v))
+            code.append({"kind": kind} | {k: v for k, v in vars(instruction).items() if v != {}})
+        process = self.process.config() if self.process.can_save else None
+        return {"format": FORMAT, "code": code, "out": self.out, "times": list(self.times), "process": process, "meta": self.meta}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any], process: Process | None = None) -> Plan:
+        """Restore a plan; ``process`` is needed when the plan was made for one from code."""
+        if data.get("format") != FORMAT:
+            raise InputError(f"a plan file of format {FORMAT} is read here, got {data.get('format')!r}")
+        if process is None:
+            if data["process"] is None:
+                raise InputError("this plan was made for a process from code; pass process=")
+            process = from_config(data["process"])
+        code = tuple(_instruction(entry) for entry in data["code"])
+        return Plan(code, data["out"], tuple(data["times"]), process, data["meta"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+
+    @staticmethod
+    def load(path: str | Path, process: Process | None = None) -> Plan:
+        """Read a plan from JSON."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is not a plan file: {error}") from error
+        if not isinstance(data, dict) or "code" not in data:
+            raise InputError(f"{path} is JSON but not a plan: it has no 'code'")
+        return Plan.from_dict(data, process)
+
+    def with_code(self, code: Iterable[Instruction]) -> Plan:
+        """The same plan with other instructions (used by passes)."""
+        return replace(self, code=tuple(code))
+
+
+@dataclass(frozen=True)
+class NormalForm:
+    """Unrolled plan.  ``inputs (nfe, basis)`` and ``output (basis,)`` over the basis
+    ``[x_start, D_0.., D1_0.., z_0..]``; ``times (nfe,)`` of the evaluations."""
+
+    inputs: np.ndarray
+    output: np.ndarray
+    times: np.ndarray
+    nfe: int
+
+    @property
+    def start_weight(self) -> float:
+        """Coefficient of the start in the result."""
+        return float(self.output[0])
+
+    @property
+    def data_weights(self) -> np.ndarray:
+        """Coefficients of D_k in the result."""
+        return self.output[1 : 1 + self.nfe]
+
+    @property
+    def noise_weights(self) -> np.ndarray:
+        """Coefficients of z_m in the result."""
+        return self.output[1 + 2 * self.nfe :]
+
+
+def _instruction(entry: dict[str, Any]) -> Instruction:
+    entry = dict(entry)
+    kind = entry.pop("kind", None)
+    if kind not in _KINDS:
+        raise InputError(f"unknown instruction {kind!r} in a plan file; known: {', '.join(_KINDS)}")
+    for name in ("x", "d", "d1", "z"):
+        if isinstance(entry.get(name), dict):
+            entry[name] = {int(k): float(v) for k, v in entry[name].items()}
+    return _KINDS[kind](**entry)
