@@ -33,7 +33,7 @@ class Bound(Denoiser):
         denoiser.check_condition(fixed)
         free = {k: v for k, v in denoiser.conditions.items() if k not in fixed}
         super().__init__(denoiser.process, denoiser.shape, free)
-        self.denoiser, self.fixed = denoiser, fixed
+        self.denoiser, self.fixed, self.scale = denoiser, fixed, denoiser.scale
         self.temperature, self.weighted = denoiser.temperature, denoiser.weighted
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
@@ -70,7 +70,7 @@ class Product(Denoiser):
             if repr(d.process) != repr(first.process):
                 raise InputError(f"experts share one process; got {first.process!r} and {d.process!r}")
         super().__init__(first.process, first.shape, conditions)
-        self.experts = torch.nn.ModuleList(denoisers)
+        self.experts, self.scale = torch.nn.ModuleList(denoisers), first.scale
         self.weights = [1.0] * len(denoisers) if weights is None else [float(w) for w in weights]
         if len(self.weights) != len(denoisers):
             raise InputError(f"{len(denoisers)} denoisers need as many weights, got {len(self.weights)}")
@@ -139,7 +139,7 @@ class Guided(Product):
         if not nulls:
             raise InputError("guidance needs a denoiser with a condition that has a null value; this one has none")
         super().__init__([Bound(denoiser, **nulls), denoiser], [1 - scale, scale])
-        self.scale, self._nulls = float(scale), nulls
+        self.guidance, self._nulls = float(scale), nulls
         self.conditions = denoiser.conditions
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
@@ -154,7 +154,7 @@ class Guided(Product):
                 for k, v in condition.items() if k not in doubled}
         t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         null_mean, mean = self.experts[1](torch.cat([x, x]), t2, **doubled, **rest).chunk(2)
-        return torch.lerp(null_mean, mean, self.scale)
+        return torch.lerp(null_mean, mean, self.guidance)
 
 
 class Thresholded(Denoiser):
@@ -174,7 +174,7 @@ class Thresholded(Denoiser):
         if quantile is None and not low < high:
             raise InputError(f"bounds need low < high, got {low} and {high}")
         self.denoiser, self.low, self.high, self.quantile = denoiser, low, high, quantile
-        self.temperature, self.weighted = denoiser.temperature, denoiser.weighted
+        self.temperature, self.weighted, self.scale = denoiser.temperature, denoiser.weighted, denoiser.scale
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         mean = self.denoiser(x, t, **condition)

@@ -54,6 +54,7 @@ class Denoiser(nn.Module):
         conditions: names of the conditions that a call accepts, each with its null value (None: it has none).
         temperature: factor on the variance of the prior and of all fresh noise (see `Product`).
         weighted: whether `increment` and `final` carry weights.
+        scale: a module whose ``inverse`` maps the model's units to the user's; None if they are the same.
     """
 
     process: Process
@@ -61,6 +62,7 @@ class Denoiser(nn.Module):
     conditions: dict[str, Any]
     temperature: float = 1.0
     weighted: bool = False
+    scale: Any = None
 
     def __init__(self, process: Process, shape: tuple[int, ...] | None = None, conditions: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -76,9 +78,8 @@ class Denoiser(nn.Module):
 
     def prior(self, shape: tuple[int, ...], noise: Noise, x1: Tensor | None = None) -> Tensor:
         """The state at t = 1."""
-        return self.process.prior(shape, noise, x1) * self.temperature**0.5 if self.temperature != 1 else (
-            self.process.prior(shape, noise, x1)
-        )
+        x = self.process.prior(shape, noise, x1)
+        return x if self.temperature == 1 else x * self.temperature**0.5
 
     def start_weight(self, belief: Belief) -> Tensor:
         """Log weight of a fresh start, given the belief at the first node ``(batch,)``."""

@@ -52,16 +52,23 @@ class Network(nn.Module):
         super().__init__()
         self.shape = check_shape(shape)
         self.channels = self.shape[channel_axis(self.shape) - 1]
-        self.out_channels = self.channels if out_channels is None else check_count("out_channels", out_channels)
+        self.out_channels = (
+            self.channels if out_channels is None else check_count("out_channels", out_channels)
+        )
         self.has_time = bool(time)
-        require(width >= 4 and width % 2 == 0, f"width {width} of the conditioning; accepted: an even number from 4")
+        require(
+            width >= 4 and width % 2 == 0,
+            f"width {width} of the conditioning; accepted: an even number from 4",
+        )
         specs = check_specs(conditions or {})
         self.conditions = {name: spec if isinstance(spec, int) else math.nan for name, spec in specs.items()}
         self.conditioning = Conditioning(width, specs, self.has_time)
         self.config: dict[str, Any] = {
             "shape": list(self.shape),
             "out_channels": self.out_channels,
-            "conditions": {name: spec if isinstance(spec, int) else list(spec) for name, spec in specs.items()},
+            "conditions": {
+                name: spec if isinstance(spec, int) else list(spec) for name, spec in specs.items()
+            },
             "time": self.has_time,
         }
 
@@ -125,7 +132,10 @@ def check_share(what: str, value: float) -> None:
 def check_specs(conditions: Mapping[str, Spec | list[int]]) -> dict[str, Spec]:
     specs: dict[str, Spec] = {}
     for name, spec in conditions.items():
-        require(name.isidentifier() and name not in ("x", "t"), f"condition {name!r}; accepted: a name but x and t")
+        require(
+            name.isidentifier() and name not in ("x", "t"),
+            f"condition {name!r}; accepted: a name but x and t",
+        )
         what = f"conditions[{name!r}]"
         is_shape = isinstance(spec, (tuple, list))
         specs[name] = tuple(check_count(what, n) for n in spec) if is_shape else check_count(what, spec)

@@ -47,13 +47,20 @@ def make_network(
         raise InputError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.{near(layout, LAYOUTS)}")
     axes, best = LAYOUTS[layout]
     require(len(shape) == axes, f"shape {tuple(shape)} has {len(shape)} axes; layout {layout!r} has {axes}")
-    require((vocabulary is not None) == (layout == "tokens"), "vocabulary= goes with layout 'tokens', and only with it")
+    require(
+        (vocabulary is not None) == (layout == "tokens"),
+        "vocabulary= goes with layout 'tokens', and only with it",
+    )
     cls = networks[best if kind == "auto" else kind]
     known = list(inspect.signature(cls).parameters)
     if vocabulary is not None:
-        require("vocabulary" in known, f"network {cls.name!r} takes no tokens; accepted for tokens: 'transformer'")
+        require(
+            "vocabulary" in known, f"network {cls.name!r} takes no tokens; accepted for tokens: 'transformer'"
+        )
         options["vocabulary"] = vocabulary
     for name in options:
         if name not in known:
-            raise InputError(f"network {cls.name!r} has no option {name!r}; known: {', '.join(known)}.{near(name, known)}")
+            raise InputError(
+                f"network {cls.name!r} has no option {name!r}; known: {', '.join(known)}.{near(name, known)}"
+            )
     return cls(shape, out_channels=out_channels, conditions=conditions, time=time, **options)

@@ -51,9 +51,12 @@ class MLP(Network):
         check_share("dropout", dropout)
         self.config |= {"hidden": hidden, "depth": depth, "dropout": dropout}
         self.enter = nn.Linear(size, hidden)
-        self.first = nn.ModuleList(nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden)) for _ in range(depth))
+        self.first = nn.ModuleList(
+            nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden)) for _ in range(depth)
+        )
         self.second = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Linear(hidden, hidden))) for _ in range(depth)
+            nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Linear(hidden, hidden)))
+            for _ in range(depth)
         )
         self.modulate = nn.Linear(hidden, 2 * hidden * depth)
         out = list(self.shape)
@@ -67,4 +70,3 @@ class MLP(Network):
         for first, second, scale, shift in zip(self.first, self.second, parts[::2], parts[1::2]):
             h = h + second(torch.addcmul(shift, first(h), 1.0 + scale))
         return self.leave(h).reshape(len(x), *self.out_shape)
-

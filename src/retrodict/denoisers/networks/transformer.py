@@ -167,7 +167,9 @@ class Block(nn.Module):
             nn.Linear(hidden, 4 * hidden), nn.GELU("tanh"), nn.Dropout(dropout), nn.Linear(4 * hidden, hidden)
         )
 
-    def forward(self, h: Tensor, a1: Tensor, b1: Tensor, g1: Tensor, a2: Tensor, b2: Tensor, g2: Tensor) -> Tensor:
+    def forward(
+        self, h: Tensor, a1: Tensor, b1: Tensor, g1: Tensor, a2: Tensor, b2: Tensor, g2: Tensor
+    ) -> Tensor:
         """``h (batch, patches, hidden)``, the rest ``(batch, 1, hidden)``."""
         h = torch.addcmul(h, g1, self.drop(self.attention(torch.addcmul(b1, self.norm(h), 1.0 + a1))))
         return torch.addcmul(h, g2, self.feed(torch.addcmul(b2, self.norm(h), 1.0 + a2)))
@@ -194,7 +196,9 @@ def default_patch(space: Sequence[int], vocabulary: int | None) -> int:
 
 def check_layout(shape: tuple[int, ...], vocabulary: int | None) -> None:
     if vocabulary is not None:
-        require(len(shape) == 1, f"shape {shape} with vocabulary={vocabulary}; accepted for tokens: (length,)")
+        require(
+            len(shape) == 1, f"shape {shape} with vocabulary={vocabulary}; accepted for tokens: (length,)"
+        )
     else:
         require(
             len(shape) in (2, 3),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -58,13 +59,19 @@ class _UNet(Network):
         dropout: float = 0.1,
         width: int | None = None,
     ) -> None:
-        require(len(shape) == self.dims + 1, f"shape {tuple(shape)} for {self.name!r}; accepted: {self.layout}")
+        require(
+            len(shape) == self.dims + 1, f"shape {tuple(shape)} for {self.name!r}; accepted: {self.layout}"
+        )
         space = list(shape[1:] if self.dims == 2 else shape[:1])
         channels = list(default_channels(space) if channels is None else channels)
         attention = list(default_attention(space, len(channels)) if attention is None else attention)
         width = 2 * max(channels) if width is None else width
         super().__init__(shape, out_channels, conditions, time, width)
-        for what, value in (*(("channels", c) for c in channels), ("blocks", blocks), ("head_width", head_width)):
+        for what, value in (
+            *(("channels", c) for c in channels),
+            ("blocks", blocks),
+            ("head_width", head_width),
+        ):
             check_count(what, value)
         levels = range(len(channels))
         require(set(attention) <= set(levels), f"attention={attention}; accepted: levels 0 to {levels[-1]}")
@@ -87,12 +94,12 @@ class _UNet(Network):
         c = channels[0]
         for level, c_out in enumerate(channels):
             sizes = [c] + [c_out] * blocks
-            self.down.append(nn.ModuleList(block(a, b, level in attention) for a, b in zip(sizes, sizes[1:])))
+            self.down.append(nn.ModuleList(block(a, b, level in attention) for a, b in pairwise(sizes)))
             c = c_out
         self.middle.extend([block(c, c, True)])
         for level in reversed(range(len(channels))):
             sizes = [c + channels[level]] + [channels[level]] * blocks
-            self.up.append(nn.ModuleList(block(a, b, level in attention) for a, b in zip(sizes, sizes[1:])))
+            self.up.append(nn.ModuleList(block(a, b, level in attention) for a, b in pairwise(sizes)))
             c = channels[level]
         self.leave = nn.Sequential(group_norm(c), nn.SiLU(), zero(conv(c, self.out_channels, 3, padding=1)))
         self.modulated = [2 * m.c_out for m in self.modules() if isinstance(m, Block)]
@@ -127,7 +134,11 @@ class Block(nn.Module):
         self.c_out = c_out
         self.first = nn.Sequential(group_norm(c_in), nn.SiLU(), conv(c_in, c_out, 3, padding=1))
         self.norm = group_norm(c_out)
-        self.second = nn.Sequential(nn.SiLU(), (nn.Dropout2d if conv is nn.Conv2d else nn.Dropout1d)(dropout), zero(conv(c_out, c_out, 3, padding=1)))
+        self.second = nn.Sequential(
+            nn.SiLU(),
+            (nn.Dropout2d if conv is nn.Conv2d else nn.Dropout1d)(dropout),
+            zero(conv(c_out, c_out, 3, padding=1)),
+        )
         self.straight = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
         self.attention = Attention(c_out, heads) if heads else None
         self.attention_norm = group_norm(c_out) if heads else None
@@ -174,7 +185,15 @@ def halve(h: Tensor) -> Tensor:
 def default_channels(space: Sequence[int]) -> list[int]:
     """Channels per level for a size: half as many levels as halvings down to 4, so that 2 cores can train on 8 x 8."""
     size = max(space)
-    return [32, 64] if size <= 8 else [32, 64, 128] if size <= 16 else [64, 128, 192] if size <= 32 else [64, 128, 192, 256]
+    return (
+        [32, 64]
+        if size <= 8
+        else [32, 64, 128]
+        if size <= 16
+        else [64, 128, 192]
+        if size <= 32
+        else [64, 128, 192, 256]
+    )
 
 
 def default_attention(space: Sequence[int], levels: int) -> list[int]:
