@@ -1,12 +1,15 @@
 """A small classifier of real data that gives sample quality its features and recognises classes.
 
-It is trained on the training split of the same data in a few seconds, with a fixed seed, and then held fixed: a
-Frechet or kernel distance between features means something only where the features are the same.  The feature layer
+It is trained on the training split of the same data in a few seconds, with a fixed seed, and then held fixed:
+a Frechet or kernel distance between features means something only where the features are the same.  The
+feature layer
 
     f(x) = (tanh(W h(x)) - mean) / std,      logits = V tanh(W h(x)),
 
-is bounded, because distances that fit Gaussians are weak on heavy tails, and standardised on the training split.
-Images go through convolutions and are shifted, turned and scaled a little in training; vectors through full connections.
+is bounded, because distances that fit Gaussians are weak on heavy tails, and standardised on the training
+split.  A penalty on (W h)^2 keeps tanh from saturating: saturated features are a code of the class and see
+nothing else.  Images go through convolutions and are shifted, turned and scaled a little in training; vectors
+through full connections.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from retrodict.core.errors import InputError, InputTypeError, require
 from retrodict.diagnostics.distances.measure import Measure, Samples, proportion
 
 FORMAT = 1  #: of the saved folder
+UNSATURATED = 0.1  #: weight of the penalty on the feature layer before its tanh
 
 
 class FeatureClassifier(nn.Module):
@@ -37,6 +41,11 @@ class FeatureClassifier(nn.Module):
         width: channels of the first convolution, or a quarter of the hidden units.
         size: of the feature layer.
     """
+
+    centre: Tensor
+    scale: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int = 32, size: int = 32) -> None:
         super().__init__()
@@ -54,15 +63,21 @@ class FeatureClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, classes)`` of ``x (n, *shape)``."""
-        return self.head(self.drop(self.bounded(x)))
+        return self.read(self.lift(x))
 
-    def bounded(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.layer(self.body((x - self.centre) / self.scale)))
+    def lift(self, x: Tensor) -> Tensor:
+        """``W h(x)``, before the tanh."""
+        return self.layer(self.body((x - self.centre) / self.scale))
+
+    def read(self, lifted: Tensor) -> Tensor:
+        return self.head(self.drop(lifted.tanh()))
 
     @torch.no_grad()
     def features(self, x: Samples) -> Tensor:
         """Standardised features ``(n, size)`` of ``x (n, *shape)``."""
-        return torch.cat([(self.bounded(part) - self.mean) / self.std for part in self.check(x).split(1000)])
+        return torch.cat(
+            [(self.lift(part).tanh() - self.mean) / self.std for part in self.check(x).split(1000)]
+        )
 
     @torch.no_grad()
     def predict(self, x: Samples) -> Tensor:
@@ -71,21 +86,23 @@ class FeatureClassifier(nn.Module):
 
     def accuracy(self, x: Samples, labels: Samples) -> Measure:
         """Share of ``x (n, *shape)`` recognised as ``labels (n,)``, with its 95% Wilson interval."""
-        labels = torch.as_tensor(labels).to(self.mean.device)
-        predicted = self.predict(x)
-        require(labels.shape == predicted.shape, f"{tuple(labels.shape)} labels for {len(predicted)} samples")
-        return proportion("accuracy", int((predicted == labels).sum()), len(labels), "Wilson interval")
+        truth, seen = torch.as_tensor(labels).cpu(), self.predict(x).cpu()
+        require(
+            truth.shape == seen.shape,
+            f"{tuple(truth.shape)} labels for {len(seen)} samples; accepted: one each",
+        )
+        return proportion("accuracy", int(torch.eq(seen, truth).sum()), len(truth), "Wilson interval")
 
     def check(self, x: Samples) -> Tensor:
         if not isinstance(x, (Tensor, np.ndarray)):
             raise InputTypeError(f"x is a {type(x).__name__}; accepted: a tensor or array of shape (n, ...)")
-        x = torch.as_tensor(x).to(self.mean)
+        images = torch.as_tensor(x).to(self.mean)
         require(
-            tuple(x.shape[1:]) == self.shape and len(x) > 0,
-            f"x has shape {tuple(x.shape)}; this classifier was trained on {('n', *self.shape)}",
+            tuple(images.shape[1:]) == self.shape and len(images) > 0,
+            f"x has shape {tuple(images.shape)}; this classifier was trained on {('n', *self.shape)}",
         )
-        require(bool(x.isfinite().all()), "x has NaN or infinity")
-        return x
+        require(bool(images.isfinite().all()), "x has NaN or infinity")
+        return images
 
     def save(self, folder: str | Path) -> None:
         """Write ``classifier.json`` and ``classifier.safetensors`` into ``folder``, made if need be."""
@@ -101,7 +118,10 @@ class FeatureClassifier(nn.Module):
         folder = Path(folder)
         try:
             saved: dict[str, Any] = json.loads((folder / "classifier.json").read_text())
-            require(saved["format"] == FORMAT, f"{folder} has format {saved['format']}; this version reads {FORMAT}")
+            require(
+                saved["format"] == FORMAT,
+                f"{folder} has format {saved['format']}; this version reads {FORMAT}",
+            )
             config = saved["config"]
             model = cls(tuple(config["shape"]), config["classes"], config["width"], config["size"])
             model.load_state_dict(load_file(folder / "classifier.safetensors"))
@@ -126,7 +146,9 @@ def convolutions(shape: tuple[int, ...], width: int) -> nn.Sequential:
 
 def connections(shape: tuple[int, ...], hidden: int) -> nn.Sequential:
     size = math.prod(shape)
-    return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+    )
 
 
 def feature_classifier(
@@ -139,7 +161,7 @@ def feature_classifier(
     rate: float = 3e-3,
     augment: bool = True,
 ) -> FeatureClassifier:
-    """Train a `FeatureClassifier` on ``x (n, *shape)`` and int64 ``labels (n,)``; the same seed gives the same one.
+    """Train a `FeatureClassifier` on ``x (n, *shape)`` and int64 ``labels (n,)``; the seed decides all.
 
     Args:
         epochs, batch, rate: passes over the data, samples a step, peak learning rate (AdamW, one cycle).
@@ -153,20 +175,27 @@ def feature_classifier(
         model.centre, model.scale = images.mean(), images.std().clamp_min(1e-6)
         train(model, images, targets, epochs, batch, rate, augment and images.ndim == 4)
     model.eval().requires_grad_(False)
-    raw = torch.cat([model.bounded(part) for part in images.split(1000)])
+    raw = torch.cat([model.lift(part).tanh() for part in images.split(1000)])
     model.mean, model.std = raw.mean(0), raw.std(0).clamp_min(1e-3)
     return model
 
 
 def check_training(x: Samples, labels: Samples) -> tuple[Tensor, Tensor]:
     images, targets = torch.as_tensor(x).detach().to("cpu", torch.float32), torch.as_tensor(labels).cpu()
-    require(images.ndim in (2, 4), f"x has shape {tuple(images.shape)}; accepted: (n, d) or (n, channel, height, width)")
+    require(
+        images.ndim in (2, 4),
+        f"x has shape {tuple(images.shape)}; accepted: (n, d) or (n, channel, height, width)",
+    )
     if targets.is_floating_point() or targets.shape != (len(images),):
         raise InputTypeError(
-            f"labels have shape {tuple(targets.shape)} and dtype {targets.dtype}; accepted: integers ({len(images)},)"
+            f"labels have shape {tuple(targets.shape)} and dtype {targets.dtype}; accepted: integers "
+            f"({len(images)},)"
         )
     require(bool(images.isfinite().all()), "x has NaN or infinity")
-    require(int(targets.min()) >= 0 and int(targets.max()) >= 1, "labels must be 0, 1, ... with at least two classes")
+    require(
+        int(targets.min()) >= 0 and int(targets.max()) >= 1,
+        "labels must be 0, 1, ... with at least two classes",
+    )
     return images, targets.long()
 
 
@@ -180,7 +209,9 @@ def train(
     for _ in range(epochs):
         for chosen in torch.randperm(len(x)).split(batch):
             seen = jitter(x[chosen]) if augment else x[chosen]
-            loss = F.cross_entropy(model(seen), y[chosen], label_smoothing=0.05)
+            lifted = model.lift(seen)
+            loss = F.cross_entropy(model.read(lifted), y[chosen], label_smoothing=0.05)
+            loss = loss + UNSATURATED * lifted.square().mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -188,14 +219,21 @@ def train(
 
 
 def jitter(x: Tensor) -> Tensor:
-    """Each image shifted, turned and scaled at random; what comes in from outside has the image's least value."""
+    """Each image shifted, turned and scaled at random; what comes in has the image's least value."""
     n = len(x)
 
     def within(most: float) -> Tensor:
         return (2 * torch.rand(n) - 1) * most
 
     angle, scale = within(0.15), 1 + within(0.1)
-    rows = [scale * angle.cos(), -scale * angle.sin(), within(0.175), scale * angle.sin(), scale * angle.cos(), within(0.175)]
+    rows = [
+        scale * angle.cos(),
+        -scale * angle.sin(),
+        within(0.175),
+        scale * angle.sin(),
+        scale * angle.cos(),
+        within(0.175),
+    ]
     grid = F.affine_grid(torch.stack(rows, dim=1).reshape(n, 2, 3), list(x.shape), align_corners=False)
     least = x.amin(dim=(1, 2, 3), keepdim=True)
     return F.grid_sample(x - least, grid, align_corners=False) + least

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Up to here the matrix of scores is cheap, and written out it can be differentiated any number of times, both ways.
+#: Up to here the matrix of scores is cheap, and written out it can be differentiated any number of times.
 WRITTEN_OUT = 256
 
 

@@ -1,8 +1,8 @@
-"""What every network shares: the call ``network(x, t, **conditions)``, its checks, and a config that rebuilds it.
+"""What every network shares: the call ``network(x, t, **conditions)``, its checks, a config to rebuild it.
 
 A network maps a noisy state, a network time and conditions to one real array per head; it knows nothing of
-processes.  ``network.config`` holds plain values only, and ``networks[network.name](**network.config)`` makes the
-same architecture again: that is all that a saved model needs beside its weights.
+processes.  ``network.config`` holds plain values only, and ``networks[network.name](**network.config)`` makes
+the same architecture again: that is all that a saved model needs beside its weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Network(nn.Module):
     Args:
         shape: of one sample, without the batch: ``(d,)``, ``(time, channel)``, ``(channel, height, width)``.
         out_channels: channels of the output; None for those of the input.
-        conditions: name -> ``K`` for class labels int64 ``(batch,)`` in 0..K-1, with K for "not given"; or name ->
-            shape of a real vector ``(batch, *shape)``, a row of NaN for "not given".
+        conditions: name -> ``K`` for class labels int64 ``(batch,)`` in 0..K-1, with K for "not given"; or
+            name -> shape of a real vector ``(batch, *shape)``, a row of NaN for "not given".
         time: False for a network without a time input, called as ``network(x, None, **conditions)``.
         width: of the vector that carries time and conditions.
 
@@ -90,13 +90,13 @@ class Network(nn.Module):
         """``x`` as ``run`` wants it, or an error."""
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(
-                f"x has shape {tuple(x.shape)}; this network was built for {('batch', *self.shape)}: build another "
-                "with shape= of the data, or reshape x"
+                f"x has shape {tuple(x.shape)}; this network was built for {('batch', *self.shape)}: "
+                "build another with shape= of the data, or reshape x"
             )
         if x.dtype != self.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
             raise InputTypeError(
-                f"x has dtype {x.dtype} and the network's weights {self.dtype}; cast one of them: x.to(network.dtype), "
-                "or network.to(x.dtype)"
+                f"x has dtype {x.dtype} and the network's weights {self.dtype}; cast one of them: "
+                "x.to(network.dtype), or network.to(x.dtype)"
             )
         return x
 

@@ -30,7 +30,7 @@ def make_network(
     Args:
         kind: a name in `networks`, or "auto": "mlp" for vectors, "unet" for images, "unet1d" for series,
             "transformer" for tokens.
-        shape: of one sample: ``(d,)``, ``(time, channel)``, ``(channel, height, width)`` or ``(length,)`` tokens.
+        shape: of one sample: ``(d,)``, ``(time, channel)``, ``(channel, height, width)``, or ``(length,)``.
         out_channels: channels of the output (logits for tokens); None for as many as the input.
         conditions: name -> number of classes, or shape of a real vector; see `Network`.
         layout: "vector", "series", "image" or "tokens"; None reads it from the shape and ``vocabulary``.
@@ -39,7 +39,8 @@ def make_network(
         options: of the network's class, such as ``hidden=`` or ``channels=``.
 
     Raises:
-        InputError: an unknown kind, layout or option, with the nearest known; a shape that does not fit the layout.
+        InputError: an unknown kind, layout or option, with the nearest known; a shape that does not fit
+            the layout.
     """
     if layout is None:
         layout = "tokens" if vocabulary is not None else {1: "vector", 2: "series"}.get(len(shape), "image")

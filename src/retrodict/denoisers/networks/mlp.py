@@ -2,8 +2,8 @@
 
     h <- h + linear(drop(silu((1 + a) * norm(linear(h)) + b))),      (a, b) = linear(time + conditions)
 
-The same block as the U-Net's with matrices for convolutions (Gorishniy et al., 2021, section 3.2, with the time
-and conditions as modulation).  The last matrix of every block and of the network starts at zero.
+The same block as the U-Net's with matrices for convolutions (Gorishniy et al., 2021, section 3.2, with the
+time and conditions as modulation).  The last matrix of every block and of the network starts at zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MLP(Network):
 
     Args:
         shape, out_channels, conditions, time: as in `Network`; a shape of several axes is flattened.
-        hidden: width of the state; None for 128 up to 16 numbers a sample, else 256, and 512 above 256 numbers.
+        hidden: width of the state; None for 128 up to 16 numbers a sample, 256 up to 256, else 512.
         depth: number of residual blocks.
         dropout: share of hidden units dropped in training, in [0, 1).
     """

@@ -1,12 +1,12 @@
 """A transformer over patches of an image or series, or over tokens, modulated by time and conditions.
 
     h <- h + g1 * attention((1 + a1) * norm(h) + b1),
-    h <- h + g2 * mlp((1 + a2) * norm(h) + b2),            (a1, b1, g1, a2, b2, g2) = linear(time + conditions)
+    h <- h + g2 * mlp((1 + a2) * norm(h) + b2),       (a1, b1, g1, a2, b2, g2) = linear(time + conditions)
 
 This is the block "adaLN-Zero" of Peebles and Xie (2023), section 3.2: the linear map starts at zero, so every
-block starts as the identity and the network as zero.  A *patch* is a block of neighbours, read and written by one
-matrix; sizes that the patch does not divide are padded with zeros and cut again.  A patch of tokens is a group of
-neighbours, with a table of embeddings for each place in the group.
+block starts as the identity and the network as zero.  A *patch* is a block of neighbours, read and written by
+one matrix; sizes that the patch does not divide are padded with zeros and cut again.  A patch of tokens is a
+group of neighbours, with a table of embeddings for each place in the group.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Transformer(Network):
     Args:
         shape: ``(channel, height, width)``, ``(time, channel)``, or ``(length,)`` with ``vocabulary``.
         out_channels, conditions, time: as in `Network`; for tokens ``out_channels`` is the number of logits.
-        vocabulary: number of token values of the input (a mask token included), None for real data.  Tokens are
-            int64 ``(batch, length)``, or probabilities ``(batch, length, vocabulary)``; the output is
+        vocabulary: number of token values of the input (a mask token included), None for real data.  Tokens
+            are int64 ``(batch, length)``, or probabilities ``(batch, length, vocabulary)``; the output is
             ``(batch, length, out_channels)``, by default ``vocabulary`` logits.
-        patch: edge of a patch; None for the smallest power of two that leaves at most 64 patches of an image or
-            256 of a series, and 1 for tokens, where it must divide the length.
+        patch: edge of a patch; None for the smallest power of two that leaves at most 64 patches of an image
+            or 256 of a series, and 1 for tokens, where it must divide the length.
         hidden: width of a patch's vector, a multiple of ``heads``.
         depth, heads: number of blocks, and of attention heads in each.
         dropout: share dropped after attention and in the feed-forward part, in [0, 1).
@@ -44,6 +44,7 @@ class Transformer(Network):
     """
 
     name = "transformer"
+    place: Tensor | None
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Transformer(Network):
         self.patch = default_patch(self.space, vocabulary) if patch is None else check_count("patch", patch)
         require(
             vocabulary is None or self.shape[0] % self.patch == 0,
-            f"patch={self.patch} does not divide the {self.shape[0]} tokens; accepted for tokens: a divisor, or 1",
+            f"patch={self.patch} does not divide the {self.shape[0]} tokens; accepted: a divisor, or 1",
         )
         self.grid = tuple(-(-n // self.patch) for n in self.space)
         self.config |= {
@@ -202,5 +203,5 @@ def check_layout(shape: tuple[int, ...], vocabulary: int | None) -> None:
     else:
         require(
             len(shape) in (2, 3),
-            f"shape {shape}; accepted: (channel, height, width), (time, channel), or (length,) with vocabulary=",
+            f"shape {shape}; accepted: (channel, height, width), (time, channel), (length,) with vocabulary=",
         )

@@ -1,11 +1,12 @@
 """U-Nets for images and series: residual blocks at several resolutions, with skips between equal ones.
 
-    h <- h + conv(drop(silu((1 + a) * norm(conv(silu(norm(h)))) + b))),      (a, b) = linear(time + conditions)
+    h <- h + conv(drop(silu((1 + a) * norm(conv(silu(norm(h)))) + b))),     (a, b) = linear(time + conditions)
 
-The modulation ``(a, b)`` is the adaptive group norm of Dhariwal and Nichol (2021), section 3; the shape is that of
-Ronneberger et al. (2015) and Ho et al. (2020), appendix B.  Going down halves a size by averaging (rounding up), going
-up repeats entries and cuts to the size of the skip, so every size works.  All modulations are one matrix product.
-The last convolution of every block and of the network starts at zero: a new network is the zero function.
+The modulation ``(a, b)`` is the adaptive group norm of Dhariwal and Nichol (2021), section 3; the shape is
+that of Ronneberger et al. (2015) and Ho et al. (2020), appendix B.  Going down halves a size by averaging
+(rounding up), going up repeats entries and cuts to the size of the skip, so every size works.  All
+modulations are one matrix product.  The last convolution of every block and of the network starts at zero: a
+new network is the zero function.
 
 Sizes are chosen for the data: see `default_channels`.
 """
@@ -34,7 +35,8 @@ class _UNet(Network):
         shape: ``(channel, height, width)`` for `UNet`, ``(time, channel)`` for `UNet1d`; any size.
         out_channels, conditions, time: as in `Network`.
         channels: one number per resolution, finest first; None for `default_channels`.
-        blocks: residual blocks per resolution, on the way down and again on the way up.
+        blocks: residual blocks per resolution, on the way down and again on the way up; None for 1 up to
+            size 8, else 2.
         attention: levels (0 is the finest) whose blocks have self-attention; the middle always has.  None for
             `default_attention`.
         head_width: channels of one attention head.
@@ -53,7 +55,7 @@ class _UNet(Network):
         conditions: Mapping[str, Spec | list[int]] | None = None,
         time: bool = True,
         channels: Sequence[int] | None = None,
-        blocks: int = 2,
+        blocks: int | None = None,
         attention: Sequence[int] | None = None,
         head_width: int = 32,
         dropout: float = 0.1,
@@ -65,13 +67,13 @@ class _UNet(Network):
         space = list(shape[1:] if self.dims == 2 else shape[:1])
         channels = list(default_channels(space) if channels is None else channels)
         attention = list(default_attention(space, len(channels)) if attention is None else attention)
+        blocks = (1 if max(space) <= 8 else 2) if blocks is None else blocks
         width = 2 * max(channels) if width is None else width
         super().__init__(shape, out_channels, conditions, time, width)
-        for what, value in (
-            *(("channels", c) for c in channels),
-            ("blocks", blocks),
-            ("head_width", head_width),
-        ):
+        counts = {"blocks": blocks, "head_width": head_width} | {
+            f"channels[{i}]": c for i, c in enumerate(channels)
+        }
+        for what, value in counts.items():
             check_count(what, value)
         levels = range(len(channels))
         require(set(attention) <= set(levels), f"attention={attention}; accepted: levels 0 to {levels[-1]}")
@@ -86,22 +88,21 @@ class _UNet(Network):
         }
         conv = (nn.Conv1d, nn.Conv2d)[self.dims - 1]
 
-        def block(c_in: int, c_out: int, attend: bool) -> Block:
-            return Block(conv, c_in, c_out, dropout, max(1, c_out // head_width) if attend else 0)
+        def row(c_in: int, c_out: int, count: int, attend: bool) -> nn.ModuleList:
+            heads = max(1, c_out // head_width) if attend else 0
+            sizes = [c_in] + [c_out] * count
+            return nn.ModuleList(Block(conv, a, b, dropout, heads) for a, b in pairwise(sizes))
 
+        finer, coarser = [channels[0], *channels[:-1]], [*channels[1:], channels[-1]]
         self.enter = conv(self.channels, channels[0], 3, padding=1)
-        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        c = channels[0]
-        for level, c_out in enumerate(channels):
-            sizes = [c] + [c_out] * blocks
-            self.down.append(nn.ModuleList(block(a, b, level in attention) for a, b in pairwise(sizes)))
-            c = c_out
-        self.middle.extend([block(c, c, True)])
-        for level in reversed(range(len(channels))):
-            sizes = [c + channels[level]] + [channels[level]] * blocks
-            self.up.append(nn.ModuleList(block(a, b, level in attention) for a, b in pairwise(sizes)))
-            c = channels[level]
-        self.leave = nn.Sequential(group_norm(c), nn.SiLU(), zero(conv(c, self.out_channels, 3, padding=1)))
+        self.down = nn.ModuleList(row(finer[i], channels[i], blocks, i in attention) for i in levels)
+        self.middle = row(channels[-1], channels[-1], 1, True)
+        self.up = nn.ModuleList(
+            row(coarser[i] + channels[i], channels[i], blocks, i in attention) for i in reversed(levels)
+        )
+        self.leave = nn.Sequential(
+            group_norm(channels[0]), nn.SiLU(), zero(conv(channels[0], self.out_channels, 3, padding=1))
+        )
         self.modulated = [2 * m.c_out for m in self.modules() if isinstance(m, Block)]
         self.modulate = nn.Linear(width, sum(self.modulated))
 
@@ -112,7 +113,7 @@ class _UNet(Network):
         skips = []
         for level, row in enumerate(self.down):
             h = halve(h) if level else h
-            for block in row:
+            for block in row.children():
                 h = block(h, next(parts))
             skips.append(h)
         for block in self.middle:
@@ -121,7 +122,7 @@ class _UNet(Network):
             skip = skips.pop()
             h = h if h.shape[2:] == skip.shape[2:] else F.interpolate(h, size=skip.shape[2:])
             h = torch.cat([h, skip], dim=1)
-            for block in row:
+            for block in row.children():
                 h = block(h, next(parts))
         return self.leave(h)
 
@@ -140,16 +141,24 @@ class Block(nn.Module):
             zero(conv(c_out, c_out, 3, padding=1)),
         )
         self.straight = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
-        self.attention = Attention(c_out, heads) if heads else None
-        self.attention_norm = group_norm(c_out) if heads else None
+        self.attend = SpaceAttention(c_out, heads) if heads else nn.Identity()
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm(self.first(x)), 1.0 + scale)
-        h = self.straight(x) + self.second(h)
-        if self.attention is None:
-            return h
-        tokens = self.attention_norm(h).flatten(2).transpose(1, 2)
+        return self.attend(self.straight(x) + self.second(h))
+
+
+class SpaceAttention(nn.Module):
+    """``h + attention(norm(h))`` over all positions of ``h (batch, channel, *space)``."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.attention = Attention(channels, heads)
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = self.norm(h).flatten(2).transpose(1, 2)
         return h + self.attention(tokens).transpose(1, 2).reshape(h.shape)
 
 
@@ -183,20 +192,11 @@ def halve(h: Tensor) -> Tensor:
 
 
 def default_channels(space: Sequence[int]) -> list[int]:
-    """Channels per level for a size: half as many levels as halvings down to 4, so that 2 cores can train on 8 x 8."""
-    size = max(space)
-    return (
-        [32, 64]
-        if size <= 8
-        else [32, 64, 128]
-        if size <= 16
-        else [64, 128, 192]
-        if size <= 32
-        else [64, 128, 192, 256]
-    )
+    """Channels per level for a size; small for small data, so that two cores train 8 x 8 in minutes."""
+    most = {8: [32, 64], 16: [32, 64, 128], 32: [64, 128, 192]}
+    return next((channels for size, channels in most.items() if max(space) <= size), [64, 128, 192, 256])
 
 
 def default_attention(space: Sequence[int], levels: int) -> list[int]:
-    """The levels below the finest with at most 64 positions."""
-    sizes = [math.prod(-(-n // 2**level) for n in space) for level in range(levels)]
-    return [level for level, size in enumerate(sizes) if level and size <= 64]
+    """The levels between finest and coarsest with at most 256 positions."""
+    return [i for i in range(1, levels - 1) if math.prod(-(-n // 2**i) for n in space) <= 256]

@@ -2,13 +2,15 @@
 
     FD = |m_1 - m_2|^2 + tr( S + T - 2 (S^{1/2} T S^{1/2})^{1/2} )
 
-(Dowson and Landau, 1982; on features, Heusel et al., 2017).  It sees means and covariances only: a Gaussian fit to the
-data scores zero.  From finite samples it is biased upwards.  With l the eigenvalues of the covariance and normal data,
+(Dowson and Landau, 1982; on features, Heusel et al., 2017).  It sees means and covariances only: a Gaussian
+fit to the data scores zero.  From finite samples it is biased upwards.  With l the eigenvalues of the
+covariance and normal data,
 
     bias = (1/m + 1/n)/2 * [ 2 sum_i l_i + sum_ij l_i l_j (1 + delta_ij) / (l_i + l_j) ],
 
-the first term from the means, the second from the covariances (second order of the Bures distance); subtracted
-by default, so the value can be negative and sizes can differ.  It needs about five samples per dimension.
+the first term from the means, the second from the covariances (second order of the Bures distance);
+subtracted by default, so the value can be negative and sizes can differ.  It needs about five samples per
+dimension.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodict.diagnostics.distances.measure import Measure, Samples, check_samples, measure, permutation_p, spread
+from retrodict.diagnostics.distances.measure import (
+    Measure,
+    Samples,
+    check_samples,
+    measure,
+    permutation_p,
+    spread,
+)
 
 
 def frechet(
@@ -53,7 +62,9 @@ def frechet(
         orders = [torch.randperm(m + n, generator=g) for _ in range(permutations)]
         p = permutation_p(value, torch.tensor([statistic(o[:m], o[m:]) for o in orders]))
     note = "bias of finite samples subtracted" if correct_bias else "biased upwards by finite samples"
-    return measure(name, value, error, (m, n), p, f"{note}; {permutations} permutations; {resamples} random halves")
+    return measure(
+        name, value, error, (m, n), p, f"{note}; {permutations} permutations; {resamples} random halves"
+    )
 
 
 def frechet_value(x: Tensor, y: Tensor, correct_bias: bool) -> float:

@@ -4,13 +4,15 @@ For a kernel k (positive definite, or conditionally so as -|x - y|) and samples 
 
     D = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j),
 
-the unbiased U-statistic of Gretton et al. (2012), lemma 6; it can be negative.  With s the 0/1 vector that marks
-one group in the pooled sample, each sum is a product such as ``s' K s``.  All permutations (for the p-value) and all
-random halves (for the interval) are therefore one product ``K S`` with a matrix S of 0/1 columns, made in chunks
-of rows: every kernel shares one matrix of distances, and none is held in memory whole.
+the unbiased U-statistic of Gretton et al. (2012), lemma 6; it can be negative.  With s the 0/1 vector that
+marks one group in the pooled sample, each sum is a product such as ``s' K s``.  All permutations (for the
+p-value) and all random halves (for the interval) are therefore one product ``K S`` with a matrix S of 0/1
+columns, made in chunks of rows: every kernel shares one matrix of distances, and none is held in memory
+whole.
 
-Energy distance: k = -|x - y| (Szekely and Rizzo, 2013).  MMD: the mean of Gaussians of widths {1/4, 1/2, 1, 2} times the
-median distance.  KID: k = (x'y/d + 1)^3 (Binkowski et al., 2018), on standardised coordinates.
+Energy distance: k = -|x - y| (Szekely and Rizzo, 2013).  MMD: the mean of Gaussians of widths 1/4, 1/2, 1
+and 2 times the median distance.  KID: k = (x'y/d + 1)^3 (Binkowski et al., 2018), on standardised
+coordinates.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, near, require
-from retrodict.diagnostics.distances.measure import Measure, Samples, check_samples, halves, measure, permutation_p
+from retrodict.diagnostics.distances.measure import (
+    Measure,
+    Samples,
+    check_samples,
+    halves,
+    measure,
+    permutation_p,
+)
 
 #: (distances, inner products of standardised coordinates / d, median distance) -> rows of the kernel matrix
 Kernel = Callable[[Tensor, Tensor, float], Tensor]
@@ -31,7 +40,8 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0)  #: of the Gaussians of `mmd`, in medians
 
 def gaussians(distance: Tensor, product: Tensor, median: float) -> Tensor:
     square = distance.square()
-    return sum(torch.exp(square / (-2.0 * (w * median) ** 2)) for w in WIDTHS) / len(WIDTHS)
+    parts = [torch.exp(square / (-2.0 * (w * median) ** 2)) for w in WIDTHS]
+    return torch.stack(parts).mean(dim=0)
 
 
 KERNELS: dict[str, tuple[Kernel, str]] = {
@@ -63,7 +73,9 @@ def kernel_distances(
     x, y = check_samples(real, fake, least=4)
     for name in names:
         if name not in KERNELS:
-            raise InputError(f"unknown kernel distance {name!r}; known: {', '.join(KERNELS)}.{near(name, KERNELS)}")
+            raise InputError(
+                f"unknown kernel distance {name!r}; known: {', '.join(KERNELS)}.{near(name, KERNELS)}"
+            )
     require(permutations >= 1 and resamples >= 2, "permutations must be at least 1 and resamples at least 2")
     m, n = len(x), len(y)
     pool = torch.cat([x, y])
@@ -72,7 +84,9 @@ def kernel_distances(
     right = indicators(m + n, [j + m for _, j in groups])
     right = torch.cat([right, 1.0 - left[:, len(groups) :]], dim=1)
     results = []
-    for name, values in zip(names, u_statistics(pool, left, right, [KERNELS[k][0] for k in names], seed, chunk)):
+    for name, values in zip(
+        names, u_statistics(pool, left, right, [KERNELS[k][0] for k in names], seed, chunk)
+    ):
         value, resampled, shuffled = values[0].item(), values[1 : len(groups)], values[len(groups) :]
         note = f"{KERNELS[name][1]}; {permutations} permutations; interval by {resamples} random halves"
         p = permutation_p(value, shuffled)
@@ -125,7 +139,7 @@ def permuted(m: int, n: int, count: int, seed: int) -> list[Tensor]:
 
 
 def energy_distance(real: Samples, fake: Samples, **options: int) -> Measure:
-    """``2 E|x - y| - E|x - x'| - E|y - y'|``, unbiased, zero only between equal laws; see `kernel_distances`."""
+    """``2 E|x - y| - E|x - x'| - E|y - y'|``, zero only between equal laws; see `kernel_distances`."""
     return kernel_distances(real, fake, ("energy",), **options)[0]
 
 

@@ -1,19 +1,19 @@
 """A measured number, and how its interval is made.
 
-Every distance of this package is a function of two samples ``real (m, ...)`` and ``fake (n, ...)`` and returns one
-`Measure`.  Its interval is ``value -+ 1.96 se`` with the standard error by *random halves*,
+Every distance of this package is a function of two samples ``real (m, ...)`` and ``fake (n, ...)`` and
+returns one `Measure`.  Its interval is ``value -+ 1.96 se`` with the standard error by *random halves*,
 
     se = standard deviation over h of the statistic on half of each sample, drawn without replacement,
 
-the half-sample bootstrap or delete-half jackknife (Shao and Wu, 1989): for a mean over n, a half has the variance
-``s^2 (2/n - 1/n)``, which is that of the whole.  Unlike the usual bootstrap it never repeats a point, so
-U-statistics stay unbiased and nearest neighbours stay neighbours.  Near zero the kernel distances are quadratic
-in the empirical laws and the same rule is too wide by sqrt(3): the intervals err on the safe side there, and
-the p-values, from permutations of the pooled sample, decide.
+the half-sample bootstrap or delete-half jackknife (Shao and Wu, 1989): for a mean over n, a half has the
+variance ``s^2 (2/n - 1/n)``, which is that of the whole.  Unlike the usual bootstrap it never repeats a
+point, so U-statistics stay unbiased and nearest neighbours stay neighbours.  Near zero the kernel distances
+are quadratic in the empirical laws and the same rule is too wide by sqrt(3): the intervals err on the safe
+side there, and the p-values, from permutations of the pooled sample, decide.
 
-For the bias-free distances (energy, MMD, KID, corrected Frechet) the interval is for the distance between the laws;
-for the others (Wasserstein, sliced Wasserstein, nearest neighbours) it is for what two samples of these sizes show,
-to be read beside a two-sample floor (`retrodict.diagnostics.distances.floor`).
+For the bias-free distances (energy, MMD, KID, corrected Frechet) the interval is for the distance between the
+laws; for the others (Wasserstein, sliced Wasserstein, nearest neighbours) it is for what two samples of these
+sizes show, to be read beside a two-sample floor (`retrodict.diagnostics.distances.floor`).
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Measure:
 
 
 def check_samples(real: Samples, fake: Samples, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Both samples as float64 matrices ``(n, d)`` on the CPU, or an error that says what is wrong with them."""
+    """Both samples as float64 matrices ``(n, d)`` on the CPU, or an error that says what is wrong."""
     x, y = check_sample("real", real, least), check_sample("fake", fake, least)
     if x.shape[1] != y.shape[1]:
         raise InputError(
-            f"real has shape {tuple(real.shape)} and fake {tuple(fake.shape)}; accepted: the same shape but for the "
-            "number of samples"
+            f"real has shape {tuple(real.shape)} and fake {tuple(fake.shape)}; accepted: the same shape "
+            "but for the number of samples"
         )
     return x, y
 
@@ -76,19 +76,27 @@ def check_sample(what: str, x: Samples, least: int) -> Tensor:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise InputTypeError(f"{what} is a {type(x).__name__}; accepted: a tensor or array of shape (n, ...)")
     x = torch.as_tensor(x).detach()
-    require(x.ndim >= 1 and len(x) >= least, f"{what} has shape {tuple(x.shape)}; accepted: at least {least} samples")
+    require(
+        x.ndim >= 1 and len(x) >= least,
+        f"{what} has shape {tuple(x.shape)}; accepted: at least {least} samples",
+    )
     require(not x.is_complex(), f"{what} is complex; accepted: real samples")
     x = x.to("cpu", torch.float64).reshape(len(x), -1)
     require(x.shape[1] > 0, f"{what} has samples of no entries")
     bad = int((~x.isfinite()).any(dim=1).sum())
-    require(bad == 0, f"{what} has {bad} samples with NaN or infinity; remove them, and ask why they are there")
+    require(
+        bad == 0, f"{what} has {bad} samples with NaN or infinity; remove them, and ask why they are there"
+    )
     return x
 
 
 def halves(m: int, n: int, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """``count`` pairs of index sets, a random half of each of two samples."""
     g = torch.Generator().manual_seed(seed)
-    return [(torch.randperm(m, generator=g)[: m // 2], torch.randperm(n, generator=g)[: n // 2]) for _ in range(count)]
+    return [
+        (torch.randperm(m, generator=g)[: m // 2], torch.randperm(n, generator=g)[: n // 2])
+        for _ in range(count)
+    ]
 
 
 def spread(statistic: Callable[[Tensor, Tensor], float], m: int, n: int, count: int, seed: int) -> float:
@@ -96,13 +104,15 @@ def spread(statistic: Callable[[Tensor, Tensor], float], m: int, n: int, count: 
     return float(np.std([statistic(i, j) for i, j in halves(m, n, count, seed)], ddof=1))
 
 
-def measure(name: str, value: float, error: float, n: tuple[int, int], p: float | None = None, note: str = "") -> Measure:
+def measure(
+    name: str, value: float, error: float, n: tuple[int, int], p: float | None = None, note: str = ""
+) -> Measure:
     """A `Measure` with the normal interval of a standard error."""
     return Measure(name, float(value), float(value - 1.96 * error), float(value + 1.96 * error), p, n, note)
 
 
 def permutation_p(observed: float, permuted: Tensor) -> float:
-    """Share of permutations at least as large, the observed one among them: valid at any number of permutations."""
+    """Share of permutations at least as large, the observed one among them: valid at any number of them."""
     return (1 + int((permuted >= observed).sum())) / (1 + len(permuted))
 
 

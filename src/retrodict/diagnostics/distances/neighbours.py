@@ -1,14 +1,16 @@
 """Precision, recall, density and coverage: quality and variety told apart by nearest neighbours.
 
-With r_k(x) the distance of x to its k-th nearest neighbour in its own sample and B(x) the ball of that radius,
+With r_k(x) the distance of x to its k-th nearest neighbour in its own sample and B(x) the ball of that
+radius,
 
     precision = share of fake in the union of the real balls      (Kynkaanniemi et al., 2019)
     recall    = share of real in the union of the fake balls
     density   = mean over fake of (number of real balls it is in) / k      (Naeem et al., 2020)
     coverage  = share of real balls with a fake sample in them.
 
-Density can exceed 1.  Two samples of one law score near 0.97, not 1, and all four depend on the sample sizes: use
-equal ones and read them beside a two-sample floor.  Recall alone misleads, for it rises when the fake are too wide.
+Density can exceed 1.  Two samples of one law score near 0.97, not 1, and all four depend on the sample sizes:
+use equal ones and read them beside a two-sample floor.  Recall alone misleads, for it rises when the fake are
+too wide.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from retrodict.diagnostics.distances.measure import Measure, Samples, check_samp
 NAMES = ("precision", "recall", "density", "coverage")
 
 
-def prdc(real: Samples, fake: Samples, k: int = 5, *, resamples: int = 20, seed: int = 0) -> dict[str, Measure]:
+def prdc(
+    real: Samples, fake: Samples, k: int = 5, *, resamples: int = 20, seed: int = 0
+) -> dict[str, Measure]:
     """The four numbers by name, for ``real (m, ...)`` and ``fake (n, ...)``; best with m = n.
 
     Args:
@@ -34,7 +38,9 @@ def prdc(real: Samples, fake: Samples, k: int = 5, *, resamples: int = 20, seed:
     x, y = check_samples(real, fake, least=2 * k + 2)
     xx, yy, xy = torch.cdist(x, x), torch.cdist(y, y), torch.cdist(x, y)
     values = four(xx, yy, xy, k)
-    resampled = [four(xx[i][:, i], yy[j][:, j], xy[i][:, j], k) for i, j in halves(len(x), len(y), resamples, seed)]
+    resampled = [
+        four(xx[i][:, i], yy[j][:, j], xy[i][:, j], k) for i, j in halves(len(x), len(y), resamples, seed)
+    ]
     errors = np.std(resampled, axis=0, ddof=1)
     note = f"k={k}; {resamples} random halves"
     sizes = (len(x), len(y))

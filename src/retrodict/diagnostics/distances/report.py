@@ -1,9 +1,9 @@
 """One report on the quality of samples: every distance with its interval, beside a two-sample floor.
 
-`quality` compares samples with real data they were not trained on; `floor` compares the training set with the same
-real data, which is the best that a perfect sampler could show.  A claim is read from their difference, `excess`.
-Measures that depend on the sample sizes run at equal sizes: the larger sample is cut into blocks of the smaller's
-size, and the values are averaged.
+`quality` compares samples with real data they were not trained on; `floor` compares the training set with the
+same real data, which is the best that a perfect sampler could show.  A claim is read from their difference,
+`excess`. Measures that depend on the sample sizes run at equal sizes: the larger sample is cut into blocks of
+the smaller's size, and the values are averaged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class QualityReport(Mapping[str, Measure]):
     def __getitem__(self, name: str) -> Measure:
         if name not in self.measures:
             known = ", ".join(self.measures)
-            raise InputError(f"no measure {name!r} in this report; it has: {known}.{near(name, self.measures)}")
+            raise InputError(
+                f"no measure {name!r} in this report; it has: {known}.{near(name, self.measures)}"
+            )
         return self.measures[name]
 
     def __contains__(self, name: object) -> bool:
@@ -66,7 +68,8 @@ class QualityReport(Mapping[str, Measure]):
 
         The two share the real sample, which makes the interval a little too wide.
         """
-        require(self.floor is not None, "this report has no floor; give quality(..., floor=floor(train, held_out))")
+        if self.floor is None:
+            raise InputError("this report has no floor; give quality(..., floor=floor(train, held_out))")
         ours, least = self[name], self.floor[name]
         error = math.hypot(ours.high - ours.low, least.high - least.low) / (2 * 1.96)
         return measure(name, ours.value - least.value, error, ours.n, None, "minus the two-sample floor")
@@ -109,9 +112,10 @@ def quality(
 
     Args:
         real, fake: ``(m, *shape)`` and ``(n, *shape)``, at least 20 of each; 2000 for sharp answers.
-        features: a fixed classifier (`feature_classifier`): adds Frechet, kernel and neighbour measures in its
-            features and the histogram of its classes.
-        labels: the classes asked for, ``(n,)``: adds ``recognised``, the share of fake that the classifier puts there.
+        features: a fixed classifier (`feature_classifier`): adds Frechet, kernel and neighbour measures in
+            its features and the histogram of its classes.
+        labels: the classes asked for, ``(n,)``: adds ``recognised``, the share of fake that the classifier
+            puts there.
         floor: the report of `floor` on the same real data.
         k: neighbours of precision, recall, density and coverage.
 
@@ -121,7 +125,9 @@ def quality(
         ``kid_features``, ``coverage_features`` and so on, ``class_histogram``; with labels ``recognised``.
     """
     x, y = check_samples(real, fake, least=20)
-    require(labels is None or features is not None, "labels= needs features=, a classifier that recognises them")
+    require(
+        labels is None or features is not None, "labels= needs features=, a classifier that recognises them"
+    )
     found = space_measures(x, y, k, seed)
     if x.shape[1] <= 2:
         found["wasserstein"] = at_equal_sizes(lambda a, b: {"": wasserstein(a, b, seed=seed)}, x, y)[""]
@@ -129,10 +135,10 @@ def quality(
     if features is not None:
         fx, fy = (features.features(z).double() for z in (real, fake))
         found |= {f"{name}_features": m for name, m in space_measures(fx, fy, k, seed, "kid").items()}
-        seen = [features.predict(z).cpu() for z in (real, fake)]
-        found["class_histogram"] = class_histogram(*seen, seed=seed)
+        seen_real, seen_fake = (features.predict(z).cpu() for z in (real, fake))
+        found["class_histogram"] = class_histogram(seen_real, seen_fake, seed=seed)
         if labels is not None:
-            found["recognised"] = recognised(seen[1], labels)
+            found["recognised"] = recognised(seen_fake, labels)
     return QualityReport({name: replace(m, name=name) for name, m in found.items()}, floor)
 
 
@@ -146,7 +152,7 @@ def floor(
     k: int = 5,
     seed: int = 0,
 ) -> QualityReport:
-    """The report that the training set itself earns against the held-out data: a sampler can hope for no less.
+    """The report that the training set itself earns against the held-out data; no sampler can hope for less.
 
     Args:
         train, held_out: ``(m, *shape)`` and ``(n, *shape)``.
@@ -167,7 +173,9 @@ def space_measures(x: Tensor, y: Tensor, k: int, seed: int, kernels: str = "") -
     found = dict(zip(names, kernel_distances(x, y, names, seed=seed)))
     found["frechet"] = frechet(x, y, seed=seed)
     if not kernels:
-        found |= at_equal_sizes(lambda a, b: {"sliced_wasserstein": sliced_wasserstein(a, b, seed=seed)}, x, y)
+        found |= at_equal_sizes(
+            lambda a, b: {"sliced_wasserstein": sliced_wasserstein(a, b, seed=seed)}, x, y
+        )
     return found | at_equal_sizes(lambda a, b: prdc(a, b, k, seed=seed), x, y)
 
 
@@ -197,5 +205,7 @@ def slice_of(x: Tensor, block: int, size: int) -> slice:
 
 def recognised(seen: Tensor, labels: Samples) -> Measure:
     asked = torch.as_tensor(labels).cpu()
-    require(asked.shape == seen.shape, f"{tuple(asked.shape)} labels for {len(seen)} samples; accepted: one each")
+    require(
+        asked.shape == seen.shape, f"{tuple(asked.shape)} labels for {len(seen)} samples; accepted: one each"
+    )
     return proportion("recognised", int((seen == asked).sum()), len(seen), "Wilson interval")

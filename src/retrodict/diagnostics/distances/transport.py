@@ -1,20 +1,30 @@
 """Wasserstein distances between two samples: exact, and averaged over one-dimensional projections.
 
-    W_p = ( min over couplings of E|x - y|^p )^(1/p),      SW_p = ( mean over directions u of W_p(u'x, u'y)^p )^(1/p)
+    W_p = ( min over couplings of E|x - y|^p )^(1/p),
+    SW_p = ( mean over directions u of W_p(u'x, u'y)^p )^(1/p)
 
-In one dimension the best coupling pairs quantiles, so sorting is exact.  In higher dimension a linear program finds it
-(the POT package, up to a few thousand points).  Both are biased upwards from finite samples, exact W_p in d >= 4
-hugely so (n^(-1/d)): compare at equal n with the same reference, and read them beside a two-sample floor.  Sliced
-(Bonneel et al., 2015) is biased as n^(-1/2) in any dimension.
+In one dimension the best coupling pairs quantiles, so sorting is exact.  In higher dimension a linear program
+finds it (the POT package, up to a few thousand points).  Both are biased upwards from finite samples, exact
+W_p in d >= 4 hugely so (n^(-1/d)): compare at equal n with the same reference, and read them beside a
+two-sample floor.  Sliced (Bonneel et al., 2015) is biased as n^(-1/2) in any dimension.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, optional_import, require
-from retrodict.diagnostics.distances.measure import Measure, Samples, check_samples, measure, permutation_p, spread
+from retrodict.diagnostics.distances.measure import (
+    Measure,
+    Samples,
+    check_samples,
+    measure,
+    permutation_p,
+    spread,
+)
 
 EXACT_LIMIT = 5000  #: points on one side that the linear program accepts
 
@@ -22,7 +32,7 @@ EXACT_LIMIT = 5000  #: points on one side that the linear program accepts
 def wasserstein(
     real: Samples, fake: Samples, p: float = 2.0, *, resamples: int = 20, seed: int = 0
 ) -> Measure:
-    """Exact Wasserstein distance of order ``p`` >= 1: by sorting in one dimension, else by POT's network simplex.
+    """Exact Wasserstein distance of order ``p`` >= 1: by sorting in one dimension, else by POT.
 
     Raises:
         MissingExtraError: POT is needed (d > 1) and not installed.
@@ -35,8 +45,8 @@ def wasserstein(
     else:
         if max(len(x), len(y)) > EXACT_LIMIT:
             raise InputError(
-                f"{max(len(x), len(y))} samples; exact transport in {x.shape[1]} dimensions accepts {EXACT_LIMIT}: "
-                "give it fewer, or use sliced_wasserstein"
+                f"{max(len(x), len(y))} samples; exact transport in {x.shape[1]} dimensions accepts "
+                f"{EXACT_LIMIT}: give it fewer, or use sliced_wasserstein"
             )
         exact = linear_program
     value = exact(x, y, p)
@@ -54,14 +64,14 @@ def one_dimensional(x: Tensor, y: Tensor, p: float) -> float:
 
 
 def linear_program(x: Tensor, y: Tensor, p: float) -> float:
-    ot = optional_import("ot", "ot")
+    ot: Any = optional_import("ot", "ot")
     cost = torch.cdist(x, y) ** p
     uniform = [torch.full((len(z),), 1.0 / len(z), dtype=torch.float64).numpy() for z in (x, y)]
     return float(ot.emd2(*uniform, cost.numpy(), numItermax=2_000_000)) ** (1.0 / p)
 
 
 def quantile_cost(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """``W_p^p`` of each row of sorted values ``x (rows, m)`` and ``y (rows, n)``: the integral over quantiles."""
+    """``W_p^p`` of each row of sorted ``x (rows, m)`` and ``y (rows, n)``: the integral over quantiles."""
     m, n = x.shape[1], y.shape[1]
     if m == n:
         return (x - y).abs().pow(p).mean(dim=1)
@@ -84,7 +94,8 @@ def sliced_wasserstein(
 ) -> Measure:
     """Sliced Wasserstein distance of order ``p`` >= 1 over ``projections`` random directions.
 
-    The pooled projections are sorted once; permutations (p-value) and random halves (interval) only pick from the order.
+    The pooled projections are sorted once; permutations (p-value) and random halves (interval) only pick from
+    the order.
     """
     x, y = check_samples(real, fake)
     check_order(p)
@@ -104,12 +115,12 @@ def sliced_wasserstein(
     if permutations:
         orders = [torch.randperm(m + n, generator=g) for _ in range(permutations)]
         pvalue = permutation_p(value, torch.tensor([statistic(o[:m], o[m:]) for o in orders]))
-    note = f"order {p:g}, {projections} projections; biased upwards; {permutations} permutations; {resamples} random halves"
+    note = f"order {p:g}, {projections} projections; biased upwards; interval by {resamples} random halves"
     return measure("sliced_wasserstein", value, error, (m, n), pvalue, note)
 
 
 def pick(values: Tensor, order: Tensor, indices: Tensor) -> Tensor:
-    """Of each sorted row, the values whose pooled index is among ``indices``, still sorted: ``(rows, len(indices))``."""
+    """Of each sorted row the values whose pooled index is in ``indices``, in order: ``(rows, chosen)``."""
     chosen = torch.zeros(order.shape[1], dtype=torch.bool)
     chosen[indices] = True
     return values[chosen[order]].reshape(len(values), -1)
