@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from retrodict.core.errors import InputError, near
 from retrodict.denoisers.denoiser import Denoiser, batch_time
 from retrodict.kernels import Belief, Categorical
-from retrodict.processes import GaussianPath, Process, TokenBridge
+from retrodict.processes import GaussianPath, Process, TokenBridge, conversions
 
 PREDICTS = ("data", "noise", "velocity", "flow", "score", "edm")
 
@@ -109,30 +109,57 @@ class Wrapped(Denoiser):
         return c_skip * x + c_out * F
 
     def _filled(self, x: Tensor, condition: dict[str, Any]) -> dict[str, Any]:
-        """Missing conditions become their null value, one a batch element."""
+        """Missing conditions become their null value; numbers and single rows are repeated over the batch."""
         self.check_condition(condition)
         full = dict(condition)
         for name, null in self.conditions.items():
             value = full.get(name)
-            if value is None and null is not None:
-                value = null
-            if isinstance(value, (int, float)):
-                value = torch.full((x.shape[0],), value, device=x.device)
+            value = null if value is None else value
             if value is not None:
-                full[name] = value
+                full[name] = over_batch(value, x.shape[0], x.device)
         return full
 
 
+def over_batch(value: Any, batch: int, device: torch.device) -> Tensor:
+    """A condition ``(batch, ...)`` from a number, one row, or a whole batch."""
+    if isinstance(value, (int, float)):
+        return torch.full((batch,), value, device=device)
+    value = torch.as_tensor(value, device=device)
+    if value.ndim and value.shape[0] == batch:
+        return value
+    return value.expand(batch, *value.shape) if value.ndim == 0 or value.shape[0] != 1 else value.expand(batch, *value.shape[1:])
+
+
 class TwoEnded(Wrapped):
-    """A network that estimates both ends of a path between two data sets: channels ``[x0, x1]`` on axis 1 (or last).
+    """A network that estimates both ends of a path between two data sets, on doubled channels (axis 1, or the last).
+
+    Args:
+        heads: what the two halves of the channels are: "ends", the means of (x0, x1), or "velocity-noise", the
+            mean velocity of the noiseless interpolant and the mean noise, from which the ends follow.
 
     With x1 given as the condition ``x1=`` it is data, and only x0 is taken from the network.
     """
 
+    HEADS = ("ends", "velocity-noise")
+
+    def __init__(self, network: nn.Module, process: Process, *, heads: str = "ends", **options: Any) -> None:
+        super().__init__(network, process, "data", **options)
+        if len(process.ends) != 2:
+            raise InputError(f"two heads need a path with two ends; {type(process).__name__} has one")
+        if heads not in self.HEADS:
+            raise InputError(f"unknown heads {heads!r}; known: {', '.join(self.HEADS)}.{near(heads, self.HEADS)}")
+        self.heads = heads
+
+    def split(self, x: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The raw outputs of the two heads, each shaped as x."""
+        return split_ends(self.output(x, t, **condition), x)
+
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         known = condition.pop("x1", None)
-        F = self.output(x, batch_time(t, x), **condition)
-        x0, x1 = split_ends(F, x)
+        t = batch_time(t, x)
+        x0, x1 = self.split(x, t, **condition)
+        if self.heads == "velocity-noise":
+            x0, x1 = conversions.ends(self.process, x, t, x0, x1)  # type: ignore[arg-type]
         return Belief(x0, x1=x1 if known is None else known)
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Processes: what noise does to a state over time, and the bridge that leads back."""
 
 from retrodict.processes.gaussian import GaussianPath
+from retrodict.processes.interpolant import Interpolant
 from retrodict.processes.named import DDPM, EDM, VE, VP, RectifiedFlow, SubVP
 from retrodict.processes.process import Process, from_config, processes
 from retrodict.processes.tokens import Masked, TokenBridge
@@ -11,6 +12,7 @@ __all__ = [
     "VE",
     "VP",
     "GaussianPath",
+    "Interpolant",
     "Masked",
     "Process",
     "RectifiedFlow",

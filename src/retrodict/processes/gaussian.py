@@ -105,6 +105,10 @@ class GaussianPath(Process):
         t = as_time(t)
         return tuple(_derivative(c, t) for c in (self.alpha, self.beta, self.sigma))  # type: ignore[return-value]
 
+    def noise_rate(self, t: float | Tensor) -> Tensor:
+        """sigma sigma', half the rate of the noise's variance: finite where sigma' alone is not."""
+        return _derivative(lambda u: self.sigma(u) ** 2 / 2, as_time(t))
+
     def schedule(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``(alpha, sigma, lambda)`` as float64 arrays over a whole grid: what plans are built from."""
         t = torch.from_numpy(np.asarray(times, dtype=np.float64))

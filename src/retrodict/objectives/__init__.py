@@ -1,0 +1,22 @@
+"""How a denoiser is learned: one regression onto a conditional target, and its choices by name."""
+
+from retrodict.objectives.couplings import Coupling, couplings
+from retrodict.objectives.make import make_objective, objectives
+from retrodict.objectives.regression import Regression
+from retrodict.objectives.times import Importance, TimeLaw, time_laws
+from retrodict.objectives.tokens import TokenRegression
+from retrodict.objectives.weightings import Weighting, weightings
+
+__all__ = [
+    "Coupling",
+    "Importance",
+    "Regression",
+    "TimeLaw",
+    "TokenRegression",
+    "Weighting",
+    "couplings",
+    "make_objective",
+    "objectives",
+    "time_laws",
+    "weightings",
+]
