@@ -52,10 +52,10 @@ class _Objective(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> Mapping[str, Tensor]:
         value = self.loss(self.module, batch, generator)
         terms = {"loss": value} if isinstance(value, Tensor) else value
-        if not isinstance(terms, dict | Mapping) or not _is_scalar(terms.get("loss")):
+        if not isinstance(terms, Mapping) or not _is_scalar(terms.get("loss")):
             raise InputTypeError(
-                f"the loss returned {_describe(value)}; accepted: a scalar tensor, or a mapping with a scalar "
-                "tensor under 'loss'; take the mean over the batch"
+                f"the loss returned {_describe(value)}; accepted: a scalar tensor, or a mapping with a "
+                "scalar tensor under 'loss'; take the mean over the batch"
             )
         return terms
 
@@ -139,7 +139,13 @@ class Engine:
         fit_tensors(self.module, checkpoint.parts["module"], f"checkpoint {checkpoint.path}")
         if self.ema:
             fit_tensors(self.ema.module, checkpoint.parts["ema"], f"checkpoint {checkpoint.path}")
-        self.optimizer.load_state_dict(checkpoint.parts["optimizer"])
+        try:
+            self.optimizer.load_state_dict(checkpoint.parts["optimizer"])
+        except ValueError as error:
+            raise InputError(
+                f"checkpoint {checkpoint.path} was written by an optimiser of other parameters ({error}); "
+                "use the same optimiser, or start over with resume=False"
+            ) from error
         losses = checkpoint.parts["loss"]
         if losses[0] is not None and hasattr(self.loss, "load_state_dict"):
             self.loss.load_state_dict(losses[min(self.ranks.rank, len(losses) - 1)])
@@ -196,7 +202,7 @@ class Engine:
             if validate and done % validations == 0:
                 self._validate(done, validate)
             if self.checkpoints and done % saves == 0 and done < steps:
-                self._save(done)
+                self._save_or_warn(done)
             if not together or done % _AGREE_EVERY == 0 or done == steps:
                 stopped = self.ranks.any(flag.signum is not None)
         result = self._finish(done, interrupted=done < steps)
@@ -294,13 +300,9 @@ class Engine:
             what = (
                 f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4g})"
             )
-            kept = (
-                f"the checkpoint of step {self.saved} is intact"
-                if self.saved is not None
-                else "no checkpoint was written"
-            )
             raise NonFiniteError(
-                f"the {what} at step {step}; the last finite loss was {before}; {kept}; "
+                f"the {what} at step {step}; the last finite loss was {before}; "
+                f"{self._last_saved('is intact')}; "
                 "lower lr, clip the gradient, look for outliers in the data, or use precision='fp32'"
             )
 
@@ -319,7 +321,7 @@ class Engine:
     # -- saving ----------------------------------------------------------------------------------------------
 
     def _save(self, done: int) -> OSError | None:
-        """Write a checkpoint; a disk that is full is a warning, and the checkpoint before stays."""
+        """Write a checkpoint; what went wrong is returned, and the checkpoint before stays."""
         self._report(done)
         losses = self.ranks.gather(self.loss.state_dict() if hasattr(self.loss, "state_dict") else None)
         failure = None
@@ -329,19 +331,26 @@ class Engine:
             except OSError as error:
                 failure = error
         if self.ranks.any(failure is not None):
-            failure = failure or OSError("the first process could not write it")
-            kept = (
-                f"the checkpoint of step {self.saved} stays"
-                if self.saved is not None
-                else "there is none before"
-            )
-            message = f"the checkpoint of step {done} could not be written ({failure}); {kept}"
-            if self.ranks.first:
-                warnings.warn(message, CheckpointWarning, stacklevel=2)
-        else:
-            self.saved = done
+            return failure or OSError("the first process could not write it")
+        self.saved = done
         self.mark = time.perf_counter()
-        return failure
+        return None
+
+    def _save_or_warn(self, done: int) -> None:
+        """A full disk in the middle of a run costs a checkpoint, not the run."""
+        failure = self._save(done)
+        if failure and self.ranks.first:
+            warnings.warn(
+                f"the checkpoint of step {done} could not be written ({failure}); "
+                f"{self._last_saved('stays')}",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+
+    def _last_saved(self, does: str) -> str:
+        if self.saved is None:
+            return "no checkpoint was written before"
+        return f"the checkpoint of step {self.saved} {does}"
 
     def _state(self, losses: list[Any]) -> dict[str, Any]:
         return {
@@ -379,7 +388,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _stack(values: list[Tensor | float], device: torch.device) -> Tensor:
-    """Scalars collected over the steps of a record as one vector; nothing has been read from the device yet."""
+    """Scalars collected over several steps as one vector, still on the device."""
     if isinstance(values[0], Tensor):
         return torch.stack(values).float().reshape(-1)
     return torch.tensor(values, dtype=torch.float32, device=device)

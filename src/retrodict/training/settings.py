@@ -16,7 +16,7 @@ from retrodict.training.optimizers import OPTIMIZERS
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor | Mapping[str, Tensor]]
-"""``loss(module, batch, generator)``: a scalar to minimise, or a mapping with "loss" and scalars to report."""
+"""``loss(module, batch, generator)``: a scalar to minimise, or a mapping with it under "loss"."""
 OptimizerLike = str | Callable[[Any], torch.optim.Optimizer]
 
 
