@@ -22,6 +22,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.denoisers.denoiser import Denoiser, Step
+from retrodict.denoisers.wrapped import over_batch
 from retrodict.kernels import Belief
 from retrodict.kernels.laws import event_size, event_sum
 
@@ -146,10 +147,8 @@ class Guided(Product):
         """Both passes as one doubled batch: the same numbers as two calls, in fewer operations."""
         doubled = {}
         for name, null in self._nulls.items():
-            value = condition.get(name, null)
-            value = torch.as_tensor(value, device=x.device)
-            value = value.expand(x.shape[0]) if value.ndim == 0 else value
-            doubled[name] = torch.cat([torch.full_like(value, null), value])
+            value = over_batch(condition.get(name, null), len(x), x.device)
+            doubled[name] = torch.cat([over_batch(null, len(x), x.device).to(value), value])
         rest = {k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
                 for k, v in condition.items() if k not in doubled}
         t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
