@@ -105,6 +105,9 @@ class Lin:
         return Lin(-self.value, self.kind, self.event)
 
     def __matmul__(self, other: Lin) -> Lin:
+        if {self.kind, other.kind} == {"scalar", "dense"}:  # the matrix need not be square
+            low, high = (self, other) if self.kind == "scalar" else (other, self)
+            return Lin(low.value[..., None, None] * high.value, "dense", 1)
         a, b = _promote(self, other)
         if a.kind == "dense":
             if a.value.shape[-1] != b.value.shape[-2]:

@@ -49,14 +49,20 @@ class Finite(Kernel):
         return event_sum(self._rows(x).gather(-1, y.unsqueeze(-1)).squeeze(-1), event)
 
     def push(self, law: Categorical) -> Categorical:
+        if not isinstance(law, Categorical):
+            return super().push(law)
         return Categorical(torch.logsumexp(law.log_p.unsqueeze(-1) + self.log_p, dim=-2))
 
-    def pull(self, h: Table) -> tuple[Finite, Table]:
+    def pull(self, h: Table) -> tuple[Kernel, Table]:
+        if not isinstance(h, Table):
+            return super().pull(h)
         joint = self.log_p + h.log_h.unsqueeze(-2)
         earlier = torch.logsumexp(joint, -1)
         return Finite(joint - earlier.unsqueeze(-1)), Table(earlier)
 
-    def invert(self, law: Categorical) -> Finite:
+    def invert(self, law: Categorical) -> Kernel:
+        if not isinstance(law, Categorical):
+            return super().invert(law)
         joint = (law.log_p.unsqueeze(-1) + self.log_p).transpose(-1, -2)
         total = torch.logsumexp(joint, -1, keepdim=True)
         # a y that cannot occur has no posterior: any law will do, and the uniform one keeps rows stochastic

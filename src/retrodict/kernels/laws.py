@@ -124,14 +124,16 @@ class Quadratic:
             precision, missing = cov.inv(), 0
         else:
             keep = seen.to(y.dtype)
-            dense = cov if cov.kind == "dense" else Lin.diagonal(cov._leading(y.ndim).expand_as(y).contiguous())
-            if dense.kind == "dense":
-                block = dense.value * keep.unsqueeze(-1) * keep.unsqueeze(-2) + torch.diag_embed(1 - keep)
+            if cov.kind == "dense":
+                block = cov.value * keep.unsqueeze(-1) * keep.unsqueeze(-2) + torch.diag_embed(1 - keep)
                 precision = Lin.dense(torch.linalg.inv(block) * keep.unsqueeze(-1) * keep.unsqueeze(-2))
                 cov = Lin.dense(block)
+            elif cov.kind == "spectral":
+                raise InputError("coordinates are missing from y, and a spectral covariance mixes them; give a matrix")
             else:
-                precision = Lin.diagonal(keep / dense.value)
-                cov = Lin.diagonal(torch.where(seen, dense.value, torch.ones_like(dense.value)))
+                event = y.ndim - 1
+                variance = torch.where(seen, cov.mv(torch.ones_like(y)), torch.ones_like(y))
+                precision, cov = Lin.diagonal(keep / variance, event), Lin.diagonal(variance, event)
             y = torch.where(seen, y, torch.zeros_like(y))
             missing = event_sum((~seen).to(y.dtype))
         weighted = precision.mv(y)
@@ -192,7 +194,7 @@ class Belief:
         """The posterior covariance; raises where the denoiser offers none."""
         if self.cov is None:
             raise InputError("this denoiser offers no posterior covariance; use an oracle, or belief_as='mean'")
-        return self.cov() if callable(self.cov) else self.cov
+        return self.cov if isinstance(self.cov, Lin) else self.cov()  # a Lin is itself callable
 
     def as_(self, how: str, noise: Noise) -> Gaussian | Categorical:
         """The belief as a law to push through a bridge: "mean", "gaussian", "marginal" or "sample"."""

@@ -55,10 +55,14 @@ class LinearGaussian(Kernel):
         return Gaussian(self.mean(x), self.Q).log_prob(y, event)
 
     def push(self, law: Gaussian) -> Gaussian:
+        if not isinstance(law, Gaussian):
+            return super().push(law)
         spread = self.A @ law.cov.to(self.A.value.dtype) @ self.A.T
         return Gaussian(self.mean(law.mean), (spread + self.Q).symmetric())
 
-    def pull(self, h: Quadratic) -> tuple[LinearGaussian, Quadratic]:
+    def pull(self, h: Quadratic) -> tuple[Kernel, Quadratic]:
+        if not isinstance(h, Quadratic):
+            return super().pull(h)
         A, Q, H = self.A, self.Q, h.H
         b = self.b if isinstance(self.b, Tensor) else torch.full_like(h.F, float(self.b))
         inner = H @ Q + _eye_like(H, Q)  # I + H Q
@@ -70,8 +74,10 @@ class LinearGaussian(Kernel):
         G = (Q @ H + _eye_like(Q, H)).inv()
         return LinearGaussian(G @ A, G.mv(b + Q.mv(h.F)), (G @ Q).symmetric()), message
 
-    def invert(self, law: Gaussian) -> LinearGaussian:
+    def invert(self, law: Gaussian) -> Kernel:
         """x given y when x ~ N(m, V): gain ``K = V A' (A V A' + Q)^-1`` (a singular sum raises, as it must)."""
+        if not isinstance(law, Gaussian):
+            return super().invert(law)
         V = law.cov.to(self.A.value.dtype)
         cross = V @ self.A.T
         gain = cross @ (self.A @ cross + self.Q).inv()

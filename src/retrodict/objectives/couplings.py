@@ -1,13 +1,13 @@
 """Which datum is trained with which noise, or with which datum of the other end.
 
 A coupling permutes the partners of a batch.  Optimal transport within the batch makes conditional paths cross
-less, so that the backward flow is straighter (Pooladian et al. 2023; Tong et al. 2024); the marginal laws at all
-times of a flow stay those of some coupling of the same two ends.  With labels, transport is solved within each
-class: across classes it would make the noise depend on the label, and sampling with a label would start from the
-wrong law.
+less, so that the backward flow is straighter (Pooladian et al. 2023; Tong et al. 2024); the marginal laws
+at all times of a flow stay those of some coupling of the same two ends.  With labels, transport is solved
+within each class: across classes it would make the noise depend on the label, and sampling with a label
+would start from the wrong law.
 
-A coupled noise is no longer independent of the datum: velocities and posterior means are still learned, but the
-score is not ``-E[z | x_t] / sigma``, so sample such a model by its flow (eta = 0).
+A coupled noise is no longer independent of the datum: velocities and posterior means are still learned, but
+the score is not ``-E[z | x_t] / sigma``, so sample such a model by its flow (eta = 0).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from retrodict.core.registry import Registry
 class Coupling:
     """Partners as they come: paired where the data are paired, independent otherwise."""
 
-    def __call__(self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
         """``other`` reordered so that row i is the partner of ``x0[i]``; both ``(n, *shape)``."""
         return other
 
@@ -45,7 +47,9 @@ class OptimalTransport(Coupling):
         self.entropy, self.by_class = float(entropy), bool(by_class)
         optional_import("ot", "ot")
 
-    def __call__(self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
         if not self.by_class:
             return other[self._partners(x0, other, generator)]
         if labels is None:
@@ -64,7 +68,9 @@ class OptimalTransport(Coupling):
             # with equal weights a vertex of the polytope of plans is a permutation
             plan = torch.from_numpy(ot.emd([], [], cost.cpu().numpy(), numItermax=10_000_000))
             return plan.argmax(1).to(x0.device)
-        plan = ot.sinkhorn([], [], cost.cpu().numpy(), self.entropy * float(cost.mean()), method="sinkhorn_log")
+        plan = ot.sinkhorn(
+            [], [], cost.cpu().numpy(), self.entropy * float(cost.mean()), method="sinkhorn_log"
+        )
         rows = torch.from_numpy(plan).to(x0.device)
         return torch.multinomial(rows, 1, generator=generator).squeeze(-1)
 
@@ -73,4 +79,6 @@ class OptimalTransport(Coupling):
 couplings: Registry[Any] = Registry("coupling")
 couplings.add("independent", value=Coupling)
 couplings.add("optimal-transport", "ot", value=OptimalTransport)
-couplings.add("class-optimal-transport", "class-ot", value=lambda **options: OptimalTransport(by_class=True, **options))
+couplings.add(
+    "class-optimal-transport", "class-ot", value=lambda **options: OptimalTransport(by_class=True, **options)
+)

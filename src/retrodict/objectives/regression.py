@@ -14,9 +14,9 @@ score       -z / sigma (the residual is multiplied by sigma)
 edm         (sigma x0 / data_std - alpha data_std z) / sqrt(v),  v = alpha^2 data_std^2 + sigma^2
 ==========  ====================================================
 
-Any other denoiser, an exact one for instance, is regressed on x0; the likelihood weighting then gives the entropy
-of a finite data set, without training.  On a path with two ends the two heads are regressed on (x0, x1), or on
-the velocity of the noiseless interpolant and the noise.
+Any other denoiser, an exact one for instance, is regressed on x0; the likelihood weighting then gives the
+entropy of a finite data set, without training.  On a path with two ends the two heads are regressed on (x0,
+x1), or on the velocity of the noiseless interpolant and the noise.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Objective:
         process: what the denoiser reverses.
         weighting: a name of `weightings`, or a `Weighting`.
         times: a name of `time_laws`, or a `TimeLaw`.
-        dropout: probability with which a sample's conditions are replaced by their null values; None is 0.1 for
-            denoisers that have conditions with null values, else 0.
+        dropout: probability with which a sample's conditions are replaced by their null values; None is 0.1
+            for denoisers that have conditions with null values, else 0.
     """
 
     def __init__(
@@ -88,19 +88,24 @@ class Objective:
         denoiser.check_condition(condition)
         return x0, x1, condition
 
-    def drop(self, denoiser: Denoiser, condition: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def drop(
+        self, denoiser: Denoiser, condition: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Replace all conditions of some samples by their null values."""
         nulls = {k: null for k, null in denoiser.conditions.items() if null is not None and k in condition}
         if self.dropout == 0 or not nulls:
             if self.dropout and not nulls:
                 raise InputError(
-                    "dropout of conditions needs a condition with a null value in the denoiser and in the batch; "
+                    "dropout needs a condition with a null value, in the denoiser and in the batch; "
                     f"got conditions {denoiser.conditions} and batch entries {sorted(condition)}"
                 )
             return condition
         n = len(next(iter(condition.values())))
         drop = torch.rand(n, generator=generator, device=generator.device) < (self.dropout or _DROPOUT)
-        return {name: _replace(value, drop, nulls[name]) if name in nulls else value for name, value in condition.items()}
+        return {
+            name: _replace(value, drop, nulls[name]) if name in nulls else value
+            for name, value in condition.items()
+        }
 
     def over_time(self, t: Tensor, error: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """The loss from errors ``(n,)`` at times t and their weights."""
@@ -185,11 +190,19 @@ class Regression(Objective):
         alpha, sigma = (_leading(c, x0) for c in (self.process.alpha(t), self.process.sigma(t)))  # type: ignore[attr-defined]
         F = denoiser.output(x_t, t, **condition)
         if F.shape != x0.shape:
-            raise InputError(f"the network returned shape {tuple(F.shape)} for data of shape {tuple(x0.shape)}")
+            raise InputError(
+                f"the network returned shape {tuple(F.shape)} for data of shape {tuple(x0.shape)}"
+            )
         return _mean_square(residual(F, denoiser.predicts, x0, z, alpha, sigma, denoiser.data_std))
 
     def _two_ended(
-        self, denoiser: TwoEnded, x_t: Tensor, t: Tensor, x0: Tensor, x1: Tensor | None, z: Tensor,
+        self,
+        denoiser: TwoEnded,
+        x_t: Tensor,
+        t: Tensor,
+        x0: Tensor,
+        x1: Tensor | None,
+        z: Tensor,
         condition: dict[str, Tensor],
     ) -> Tensor:
         """Mean squared residual of both heads of each sample ``(n,)``."""
@@ -204,7 +217,7 @@ class Regression(Objective):
 def residual(
     F: Tensor, predicts: str, x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor, data_std: float = 1.0
 ) -> Tensor:
-    """``F - F*`` (times sigma for "score"), finite at both ends of time; alpha and sigma broadcast against x0."""
+    """``F - F*`` (times sigma for "score"), finite at both ends of time; coefficients broadcast against x0."""
     if predicts == "data":
         return F - x0
     if predicts == "noise":

@@ -1,8 +1,9 @@
 """At which times a denoiser is trained: laws on [0, 1], with their densities.
 
-A batch of n times is ``t = G(u)`` with G the inverse distribution function of the law.  By default the uniforms
-are stratified, ``u_i = (pi(i) + U_i)/n`` with a random permutation pi: each t has the same law as without, and the
-part of the loss' variance that comes from t alone falls from 1/n to 1/n^3 where the loss is smooth in t.
+A batch of n times is ``t = G(u)`` with G the inverse distribution function of the law.  By default the
+uniforms are stratified, ``u_i = (pi(i) + U_i)/n`` with a random permutation pi: each t has the same law as
+without, and the part of the loss' variance that comes from t alone falls from 1/n to 1/n^3 where the loss
+is smooth in t.
 
 Most laws are part of the objective (a network trained on a log-normal law cares most for the middle).
 `Importance` is not: it visits times where the loss varies most and divides by how often it does so.
@@ -21,7 +22,7 @@ from retrodict.core.registry import Registry
 from retrodict.processes import GaussianPath, Process
 
 _EDGE = 1e-9  # the ends of the unit interval, where logarithms of the time are infinite, are left out
-_LOG_SNR_SPAN = 10.0  # half log-SNR beyond which there is nothing to learn: e^-20 of the data's or noise's variance
+_LOG_SNR_SPAN = 10.0  # beyond this half log-SNR one of data and noise has e^-20 of the other's variance
 
 
 class TimeLaw:
@@ -67,7 +68,7 @@ class TimeLaw:
 
 
 class LogitNormal(TimeLaw):
-    """``logit t ~ N(mean, std^2)`` (Esser et al. 2024, eq. (19)): most weight in the middle of a straight path."""
+    """``logit t ~ N(mean, std^2)`` (Esser et al. 2024, eq. (19)): mostly the middle of a straight path."""
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, stratified: bool = True) -> None:
         require(std > 0, f"std of a logit-normal law is positive, got {std}")
@@ -143,8 +144,9 @@ class UniformLogSNR(_LogSNRLaw):
 class Importance(TimeLaw):
     """Times where the loss is large: density proportional to the root mean square of the losses seen there.
 
-    A running profile over equal bins of time; a share of the batch stays uniform so that no bin starves.  The mean
-    of the corrected losses is that of uniform times (Nichol and Dhariwal 2021, eq. (18), on continuous time).
+    A running profile over equal bins of time; a share of the batch stays uniform so that no bin starves.
+    The mean of the corrected losses is that of uniform times (Nichol and Dhariwal 2021, section
+    3.3, on continuous time).
 
     Args:
         bins: resolution of the profile.
@@ -153,12 +155,19 @@ class Importance(TimeLaw):
     """
 
     def __init__(
-        self, bins: int = 32, decay: float = 0.99, share: float = 0.1, low: float = 0.0, high: float = 1.0,
+        self,
+        bins: int = 32,
+        decay: float = 0.99,
+        share: float = 0.1,
+        low: float = 0.0,
+        high: float = 1.0,
         stratified: bool = True,
     ) -> None:
         super().__init__(low, high, stratified)
         require(bins >= 1, f"bins={bins}; accepted: at least 1")
-        require(0 <= decay < 1 and 0 < share <= 1, f"decay in [0, 1) and share in (0, 1], got {decay} and {share}")
+        require(
+            0 <= decay < 1 and 0 < share <= 1, f"decay in [0, 1) and share in (0, 1], got {decay} and {share}"
+        )
         self.bins, self.decay, self.share = int(bins), float(decay), float(share)
         self.squares = torch.zeros(bins, dtype=torch.float64)
         self.mass = torch.zeros(bins, dtype=torch.float64)

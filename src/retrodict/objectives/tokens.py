@@ -1,8 +1,8 @@
 """The regression of tokens: a class posterior at the positions that hide the clean token.
 
-On a bridge that shows x0 with probability keep(t) and the other end x1 otherwise, the reverse process reveals a
-hidden position at rate ``r(t) = -keep'/(1 - keep)``.  With p the denoiser's posterior, the evidence bound is the
-relative entropy of the two jump processes (Sahoo et al. 2024 for masks):
+On a bridge that shows x0 with probability keep(t) and the other end x1 otherwise, the reverse process
+reveals a hidden position at rate ``r(t) = -keep'/(1 - keep)``.  With p the denoiser's posterior, the
+evidence bound is the relative entropy of the two jump processes (Sahoo et al. 2024 for masks):
 
     -log p(x0 | x1) <= int_0^1 r(t) E sum_{l hidden} [ -1{x0 != x1} log p(x0^l) + 1{x0 = x1} - p(x1^l) ] dt
 
@@ -31,7 +31,8 @@ class TokenRegression(Objective):
 
     Args:
         process: `Masked` or `TokenBridge`.
-        weighting: "elbo" (the bound above), or "uniform" (plain cross-entropy of hidden tokens, all times alike).
+        weighting: "elbo" (the bound above), or "uniform" (plain cross-entropy of hidden tokens, all times
+            alike).
         times, dropout: see `retrodict.objectives.regression.Objective`.
     """
 
@@ -46,7 +47,9 @@ class TokenRegression(Objective):
             raise InputError(f"this objective is for masks and token bridges, got {type(process).__name__}")
         super().__init__(process, weighting, times, dropout)
         if not isinstance(self.weighting, ELBO) and type(self.weighting) is not Weighting:
-            raise InputError("tokens are weighted 'elbo' or 'uniform'; the other weightings are of the log-SNR")
+            raise InputError(
+                "tokens are weighted 'elbo' or 'uniform'; the other weightings are of the log-SNR"
+            )
 
     def __call__(
         self, denoiser: Denoiser, batch: Mapping[str, Tensor], generator: torch.Generator
@@ -88,7 +91,9 @@ def log_posterior(
     source = {} if x1 is None else {"x1": x1}
     law = denoiser.belief(x_t, t, **condition, **source).law
     if law is None:
-        raise InputError(f"{type(denoiser).__name__} gives no class posterior; wrap the network in a TokenDenoiser")
+        raise InputError(
+            f"{type(denoiser).__name__} gives no class posterior; wrap the network in a TokenDenoiser"
+        )
     return law.log_p
 
 

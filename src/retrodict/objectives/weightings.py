@@ -2,8 +2,8 @@
 
 A weighting is a function ``w(lambda)`` on the squared error of the posterior mean, ``w |D - x0|^2``, with
 ``lambda = log(alpha/sigma)`` and ``SNR = e^(2 lambda)``.  A network that predicts something else has
-``D - x0 = c_out (F - F*)``, so its error is weighted by ``w c_out^2``: one weighting gives the same gradients in
-every parameterisation.
+``D - x0 = c_out (F - F*)``, so its error is weighted by ``w c_out^2``: one weighting gives the same
+gradients in every parameterisation.
 
 ============  =======================================  =================================================
 uniform       1 / c_out^2                              every error of the network's own output alike
@@ -118,7 +118,7 @@ class EDMWeighting(_DataWeighting):
 
 
 class ELBO(_DataWeighting):
-    """``-1/2 dSNR/dt``: the loss is the negative evidence bound's diffusion term, in nats (a mean over elements)."""
+    """``-1/2 dSNR/dt``: the loss is the diffusion term of the evidence bound, in nats an element."""
 
     integral = True
 

@@ -10,9 +10,9 @@ mirror                  1                              0                        
 one-sided               1 - t                          (noise: sigma = t)             x0, standard normal
 ======================  =============================  =============================  ======================
 
-with gamma = scale times "brownian" sqrt(t (1 - t)), "quadratic" t (1 - t), "sin2" sin^2(pi t), or "zero".  The
-law of x1 is that of a second data set, paired or not; given one end's estimates the other quantities follow
-(`velocity`, `score`, `ends`), so that any noise level of the sampler can be chosen after training.
+with gamma = scale times "brownian" sqrt(t (1 - t)), "quadratic" t (1 - t), "sin2" sin^2(pi t), or "zero".
+The law of x1 is that of a second data set, paired or not; given one end's estimates the other quantities
+follow (`velocity`, `score`, `ends`), so that any noise level of the sampler can be chosen after training.
 
 Source: Albergo, Boffi and Vanden-Eijnden (2023), with their clock reversed.
 """
@@ -35,7 +35,7 @@ from retrodict.processes.process import processes
 
 @dataclass(frozen=True)
 class Bump:
-    """A noise profile of unit scale: gamma, gamma', and gamma gamma' in a form that is finite at both ends."""
+    """A noise profile of unit scale: gamma, gamma', and gamma gamma' in a form finite at both ends."""
 
     value: Callable[[Tensor], Tensor]
     rate: Callable[[Tensor], Tensor]
@@ -50,9 +50,7 @@ BUMPS: dict[str, Bump] = {
         lambda t: 0.5 - t,
         0.5,
     ),
-    "quadratic": Bump(
-        lambda t: t * (1 - t), lambda t: 1 - 2 * t, lambda t: t * (1 - t) * (1 - 2 * t), 0.25
-    ),
+    "quadratic": Bump(lambda t: t * (1 - t), lambda t: 1 - 2 * t, lambda t: t * (1 - t) * (1 - 2 * t), 0.25),
     "sin2": Bump(
         lambda t: _sin_pi(t) ** 2,
         lambda t: math.pi * torch.sin(2 * math.pi * t),
@@ -86,12 +84,17 @@ class Interpolant(GaussianPath):
         if gamma is not None and gamma not in BUMPS:
             raise InputError(f"unknown gamma {gamma!r}; known: {', '.join(BUMPS)}.{near(gamma, BUMPS)}")
         require(scale > 0, f"scale of gamma is positive, got {scale}; for no noise use gamma='zero'")
-        require(kind != "one-sided" or gamma is None, "a one-sided interpolant has no gamma: its end is the noise")
+        require(
+            kind != "one-sided" or gamma is None, "a one-sided interpolant has no gamma: its end is the noise"
+        )
         self.kind, self.gamma, self.scale = kind, gamma, float(scale)
         default = "sin2" if kind == "encoding-decoding" else "brownian"
         self._bump = BUMPS[default if gamma is None else gamma]
         if kind == "trigonometric":
-            require(scale * self._bump.peak <= 1, f"a trigonometric interpolant needs gamma <= 1; scale {scale} exceeds it")
+            require(
+                scale * self._bump.peak <= 1,
+                f"a trigonometric interpolant needs gamma <= 1; scale {scale} exceeds it",
+            )
         one_end = kind in ("mirror", "one-sided")
         super().__init__(self._a, self._s, None if one_end else self._b)
         self._x0_at_both_ends = kind == "mirror"
