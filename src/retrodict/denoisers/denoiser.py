@@ -62,11 +62,12 @@ class Denoiser(nn.Module):
     conditions: dict[str, Any]
     temperature: float = 1.0
     weighted: bool = False
-    scale: Any = None
+    scale: Any  # no class-level value: it would hide the submodule
 
     def __init__(self, process: Process, shape: tuple[int, ...] | None = None, conditions: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.process, self.shape, self.conditions = process, shape, dict(conditions or {})
+        self.scale = None
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """Posterior mean of x0 given ``x (batch, *shape)`` at time t, a number or ``(batch,)``."""

@@ -180,6 +180,7 @@ class TokenDenoiser(Denoiser):
 
     Args:
         network: called as ``network(tokens, time, **condition)``; returns logits ``(batch, L, vocabulary)``.
+            If it has an attribute ``has_time`` that is False it is told no time (None).
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class TokenDenoiser(Denoiser):
 
     def logits(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """Raw logits over the vocabulary."""
-        time = self.process.network_time(t).to(torch.float32)
+        time = self.process.network_time(t).to(torch.float32) if getattr(self.network, "has_time", True) else None
         return self.network(x, time, **self._filled(x, condition))
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:

@@ -1,7 +1,9 @@
 """The verbs: the only place that dispatches over rooms."""
 
 from retrodict.verbs.condition import Guidance, condition
+from retrodict.verbs.fit import fit
 from retrodict.verbs.sample import sample
 from retrodict.verbs.samples import Samples
+from retrodict.verbs.saving import load, save
 
-__all__ = ["Guidance", "Samples", "condition", "sample"]
+__all__ = ["Guidance", "Samples", "condition", "fit", "load", "sample", "save"]

@@ -345,8 +345,7 @@ def _samples(run: general.Run, plan: Plan, denoiser: Denoiser, crowd: Population
     effective = run.ess[-1] if run.ess else None
     if copies > 1 and log_w is not None:  # one draw of each population
         x, log_w, effective = _one_each(x, log_w.view(-1, copies), seed), None, None
-    scale = getattr(denoiser, "scale", None)
-    units = (lambda v: v) if scale is None else scale.inverse
+    units = (lambda v: v) if denoiser.scale is None else denoiser.scale.inverse
     passes = plan.nfe * (2 if isinstance(denoiser, Guided) else 1)
     correction = "exact" if not denoiser.weighted else ("weighted" if crowd is not None else "none")
     path = None

@@ -1,0 +1,101 @@
+"""Run folders as denoisers: ``load``, ``save``, and the one place that assembles a denoiser from plain values.
+
+A configuration names registry entries only; nothing that a file names can run code, and weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError
+from retrodict.data import Scale
+from retrodict.denoisers import Denoiser, TokenDenoiser, TwoEnded, Wrapped
+from retrodict.denoisers.networks import Network, networks
+from retrodict.processes import TokenBridge, from_config
+from retrodict.training import load_weights, save_weights
+from retrodict.training.files import read_json, write_json
+
+#: The part of a run's configuration that rebuilds its denoiser.
+MODEL_KEYS = ("process", "network", "denoiser", "scale", "classes")
+
+
+def assemble(config: dict[str, Any]) -> Denoiser:
+    """A denoiser with fresh weights from its configuration (`MODEL_KEYS`)."""
+    missing = [key for key in MODEL_KEYS if key not in config]
+    if missing:
+        raise InputError(f"this configuration describes no denoiser: it lacks {', '.join(missing)}")
+    process = from_config(config["process"])
+    entry = config["network"]
+    network: Network = networks[entry["name"]](**entry["config"])
+    shape, conditions = tuple(config["denoiser"]["shape"]), null_conditions(network)
+    if isinstance(process, TokenBridge):
+        denoiser: Denoiser = TokenDenoiser(network, process, shape=shape, conditions=conditions)
+    else:
+        kind = TwoEnded if len(process.ends) == 2 else Wrapped
+        options = {k: config["denoiser"][k] for k in ("predicts", "data_std")}
+        denoiser = kind(network, process, shape=shape, conditions=conditions, **options)
+        denoiser.scale = Scale.from_config(config["scale"])
+    denoiser.recipe = {key: config[key] for key in MODEL_KEYS}
+    return denoiser
+
+
+def null_conditions(network: Network) -> dict[str, Any]:
+    """Condition names with their null values: the index K for classes, a tensor of NaN for real vectors."""
+    specs = network.config["conditions"]
+    return {name: spec if isinstance(spec, int) else torch.full(tuple(spec), math.nan) for name, spec in specs.items()}
+
+
+def save(denoiser: Denoiser, folder: str | Path) -> Path:
+    """Write a denoiser made by `fit` or `load` to a folder that `load` reads."""
+    recipe = getattr(denoiser, "recipe", None)
+    if recipe is None:
+        raise InputError("only denoisers made by fit or load can be saved: this one has no configuration")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", recipe)
+    save_weights(denoiser, folder / "model.safetensors")
+    return folder
+
+
+def load(source: str | Path, device: str | torch.device | None = None) -> Denoiser:
+    """Load a denoiser from a run folder or a Hugging Face Hub id.
+
+    Args:
+        source: a folder with ``config.json`` and ``model.safetensors``, or "owner/name" on the Hub.
+        device: where to put it; None is the CPU.
+    """
+    folder = _folder(source)
+    config = read_json(folder / "config.json", "run configuration")
+    denoiser = assemble(config)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{folder} holds no model.safetensors: the run is not finished; call fit(out=...) again to resume it")
+    load_weights(denoiser, weights)
+    return denoiser.to(device or "cpu").eval()
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} is no run folder: it has no config.json")
+        return folder
+    text = str(source)
+    if folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise InputError(f"{text!r} is neither a run folder nor a Hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(text, allow_patterns=["config.json", "model.safetensors", "plan.json"]))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it, tensors as lists."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return json.loads(json.dumps(value))
