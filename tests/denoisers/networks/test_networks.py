@@ -35,9 +35,7 @@ CASES = [
     ("transformer", (6,), {"vocabulary": 5, "patch": 3}, (6, 5)),
 ]
 IDS = [f"{kind}-{'x'.join(map(str, shape))}" for kind, shape, _, _ in CASES]
-one_of_each = pytest.mark.parametrize(
-    "case", [CASES[i] for i in (0, 4, 6, 8, 11)], ids=lambda c: c[0] + str(len(c[1]))
-)
+one_of_each = pytest.mark.parametrize("case", [CASES[i] for i in (0, 4, 6, 8, 11)], ids=lambda c: c[0] + str(len(c[1])))
 every = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 
@@ -45,9 +43,7 @@ def build(case: tuple, dtype: torch.dtype = torch.float32, awake: bool = True, *
     """The network of a case; ``awake`` moves its parameters away from the zero start."""
     kind, shape, extra, _ = case
     torch.manual_seed(0)
-    network = (
-        make_network(kind, shape, **({"conditions": CONDITIONS} | TINY[kind] | extra | more)).to(dtype).eval()
-    )
+    network = make_network(kind, shape, **({"conditions": CONDITIONS} | TINY[kind] | extra | more)).to(dtype).eval()
     if awake:
         with torch.no_grad():
             for parameter in network.parameters():
@@ -55,9 +51,7 @@ def build(case: tuple, dtype: torch.dtype = torch.float32, awake: bool = True, *
     return network
 
 
-def inputs(
-    case: tuple, batch: int = 4, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def inputs(case: tuple, batch: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     _, shape, extra, _ = case
     g = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *shape, generator=g, dtype=dtype)
@@ -113,9 +107,7 @@ def test_samples_of_a_batch_do_not_touch_each_other(case):
     x, t, c = inputs(case, dtype=torch.float64)
     y = network(x, t, **c)
     order = torch.tensor([2, 0, 3, 1])
-    alone = torch.cat(
-        [network(x[i : i + 1], t[i : i + 1], **{k: v[i : i + 1] for k, v in c.items()}) for i in order]
-    )
+    alone = torch.cat([network(x[i : i + 1], t[i : i + 1], **{k: v[i : i + 1] for k, v in c.items()}) for i in order])
     torch.testing.assert_close(alone, y[order])
 
 
@@ -154,9 +146,7 @@ def test_forward_and_reverse_derivatives_equal_finite_differences(case):
 def test_vmap_over_samples_equals_the_batch(case):
     network = build(case, torch.float64)
     x, t, c = inputs(case, dtype=torch.float64)
-    single = torch.func.vmap(
-        lambda x, t, label, pose: network(x[None], t[None], label=label[None], pose=pose[None])[0]
-    )
+    single = torch.func.vmap(lambda x, t, label, pose: network(x[None], t[None], label=label[None], pose=pose[None])[0])
     torch.testing.assert_close(single(x, t, c["label"], c["pose"]), network(x, t, **c))
 
 
@@ -203,6 +193,7 @@ def test_learns_a_target_that_needs_both_time_and_label(case):
 def test_a_network_without_a_time_input(kind):
     case = (kind, (1, 4, 4), {"time": False}, None)
     network = build(case)
+    network = networks[kind](**network.config)
     x, t, c = inputs(case)
     assert network(x, None, **c).shape == x.shape
     with pytest.raises(InputError, match="time=False"):

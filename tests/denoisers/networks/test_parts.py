@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from retrodict.denoisers.networks.attention import WRITTEN_OUT, Attention, attend
 from retrodict.denoisers.networks.embedding import FourierTime
 from retrodict.denoisers.networks.transformer import Transformer
-from retrodict.denoisers.networks.unet import default_attention, group_norm, halve
+from retrodict.denoisers.networks.unet import UNet, default_attention, group_norm, halve
 
 
 def test_time_features_tell_every_pair_of_times_apart():
@@ -16,9 +16,7 @@ def test_time_features_tell_every_pair_of_times_apart():
     t = torch.linspace(-6.0, 6.0, 1201, dtype=torch.float64)
     phi = FourierTime(32)(t, torch.float64)
     distance = torch.cdist(phi, phi)
-    assert (
-        distance.diagonal(1).min() > 0.3
-    )  # neighbours, 0.01 apart; the largest possible distance is 2 sqrt(32)
+    assert distance.diagonal(1).min() > 0.3  # neighbours, 0.01 apart; the largest possible distance is 2 sqrt(32)
     far = (t[:, None] - t).abs() > 0.1
     assert distance[far].min() > distance.diagonal(1).max()
     torch.testing.assert_close(phi.square().mean(1), torch.ones(1201, dtype=torch.float64))
@@ -58,6 +56,19 @@ def test_halving_averages_pairs_and_leaves_an_odd_last_one():
     assert halve(h.reshape(1, 1, 5, 1)).flatten().tolist() == [2.0, 6.0, 10.0]
 
 
+def test_each_way_up_is_handed_what_the_way_down_had_at_its_size():
+    network = UNet((1, 7, 5), channels=[8, 16, 16], blocks=1).eval()
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in network.named_modules():
+        if name in ("down.0.0", "down.1.0", "down.2.0"):
+            module.register_forward_hook(lambda m, given, out, name=name: seen.update({name: out}))
+        if name in ("up.0.0", "up.1.0", "up.2.0"):
+            module.register_forward_pre_hook(lambda m, given, name=name: seen.update({name: given[0]}))
+    network(torch.randn(2, 1, 7, 5), torch.rand(2))
+    for down, up in (("down.0.0", "up.2.0"), ("down.1.0", "up.1.0"), ("down.2.0", "up.0.0")):
+        assert torch.equal(seen[up][:, -seen[down].shape[1] :], seen[down])
+
+
 def test_group_sizes_and_attention_levels():
     assert [group_norm(c).num_groups for c in (1, 7, 8, 32, 96, 512)] == [1, 1, 1, 4, 12, 32]
     assert default_attention([8, 8], 2) == []
@@ -77,9 +88,7 @@ def test_patches_are_blocks_of_neighbours_and_come_back():
 def test_a_token_equals_its_one_hot_vector():
     torch.manual_seed(0)
     for patch in (1, 2, 4):
-        network = Transformer(
-            (8,), vocabulary=5, patch=patch, hidden=16, heads=2, depth=1, time=False
-        ).double()
+        network = Transformer((8,), vocabulary=5, patch=patch, hidden=16, heads=2, depth=1, time=False).double()
         torch.nn.init.normal_(network.leave.weight)
         x = torch.randint(5, (3, 8))
         torch.testing.assert_close(network(x), network(F.one_hot(x, 5).double()))

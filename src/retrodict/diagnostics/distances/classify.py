@@ -44,7 +44,7 @@ def panel(seed: int) -> dict[str, Any]:
         "neighbours": make_pipeline(StandardScaler(), KNeighborsClassifier(15)),
         "network": make_pipeline(
             StandardScaler(),
-            MLPClassifier((64,), alpha=1.0, max_iter=30, n_iter_no_change=30, random_state=seed),
+            MLPClassifier((64,), alpha=1.0, early_stopping=True, random_state=seed),
         ),
         "boosting": HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=8, random_state=seed),
     }
@@ -70,24 +70,17 @@ def c2st(real: Samples, fake: Samples, *, classifiers: Sequence[str] = PANEL, se
             raise InputError(f"unknown classifier {name!r}; known: {', '.join(known)}.{near(name, known)}")
     g = torch.Generator().manual_seed(seed)
     size = min(len(x), len(y))
-    parts = [
-        z[torch.randperm(len(z), generator=g)[:size]].split([size // 2, size - size // 2]) for z in (x, y)
-    ]
+    parts = [z[torch.randperm(len(z), generator=g)[:size]].split([size // 2, size - size // 2]) for z in (x, y)]
     train = torch.cat([parts[0][0], parts[1][0]]).numpy()
     test = torch.cat([parts[0][1], parts[1][1]]).numpy()
     truth_train, truth_test = (np.repeat([0, 1], len(z) // 2) for z in (train, test))
-    right = {
-        name: int((known[name].fit(train, truth_train).predict(test) == truth_test).sum())
-        for name in classifiers
-    }
+    right = {name: int((known[name].fit(train, truth_train).predict(test) == truth_test).sum()) for name in classifiers}
     best = max(right, key=right.__getitem__)
     single = float(stats.binomtest(right[best], len(test), 0.5, alternative="greater").pvalue)
     low, high = wilson(right[best], len(test))
     shown = ", ".join(f"{name} {count / len(test):.3f}" for name, count in right.items())
     note = f"held-out accuracy: {shown}; p by Bonferroni, interval (Wilson) of the best alone"
-    return Measure(
-        "c2st", right[best] / len(test), low, high, min(1.0, single * len(right)), (size, size), note
-    )
+    return Measure("c2st", right[best] / len(test), low, high, min(1.0, single * len(right)), (size, size), note)
 
 
 def class_histogram(
@@ -102,9 +95,7 @@ def class_histogram(
     labels = [torch.as_tensor(z) for z in (real, fake)]
     for what, z in zip(("real", "fake"), labels):
         if z.is_floating_point() or z.dtype == torch.bool or z.ndim != 1:
-            raise InputTypeError(
-                f"{what} has shape {tuple(z.shape)}, dtype {z.dtype}; accepted: integer labels (n,)"
-            )
+            raise InputTypeError(f"{what} has shape {tuple(z.shape)}, dtype {z.dtype}; accepted: integer labels (n,)")
         require(len(z) >= 2, f"{what} has {len(z)} labels; accepted: at least 2")
     count = 1 + max(int(z.max()) for z in labels) if classes is None else classes
     for what, z in zip(("real", "fake"), labels):
@@ -122,6 +113,4 @@ def class_histogram(
     p = 1.0 if test is None else float(test.pvalue)
     worst = int((x.mean(0) - y.mean(0)).abs().argmax())
     shares = f"class {worst} has {x[:, worst].mean():.3f} of real and {y[:, worst].mean():.3f} of fake"
-    return measure(
-        "class_histogram", value, error, (len(x), len(y)), p, f"total variation; largest gap: {shares}"
-    )
+    return measure("class_histogram", value, error, (len(x), len(y)), p, f"total variation; largest gap: {shares}")

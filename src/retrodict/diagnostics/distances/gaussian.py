@@ -62,9 +62,7 @@ def frechet(
         orders = [torch.randperm(m + n, generator=g) for _ in range(permutations)]
         p = permutation_p(value, torch.tensor([statistic(o[:m], o[m:]) for o in orders]))
     note = "bias of finite samples subtracted" if correct_bias else "biased upwards by finite samples"
-    return measure(
-        name, value, error, (m, n), p, f"{note}; {permutations} permutations; {resamples} random halves"
-    )
+    return measure(name, value, error, (m, n), p, f"{note}; {permutations} permutations; {resamples} random halves")
 
 
 def frechet_value(x: Tensor, y: Tensor, correct_bias: bool) -> float:

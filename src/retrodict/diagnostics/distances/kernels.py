@@ -73,9 +73,7 @@ def kernel_distances(
     x, y = check_samples(real, fake, least=4)
     for name in names:
         if name not in KERNELS:
-            raise InputError(
-                f"unknown kernel distance {name!r}; known: {', '.join(KERNELS)}.{near(name, KERNELS)}"
-            )
+            raise InputError(f"unknown kernel distance {name!r}; known: {', '.join(KERNELS)}.{near(name, KERNELS)}")
     require(permutations >= 1 and resamples >= 2, "permutations must be at least 1 and resamples at least 2")
     m, n = len(x), len(y)
     pool = torch.cat([x, y])
@@ -84,9 +82,7 @@ def kernel_distances(
     right = indicators(m + n, [j + m for _, j in groups])
     right = torch.cat([right, 1.0 - left[:, len(groups) :]], dim=1)
     results = []
-    for name, values in zip(
-        names, u_statistics(pool, left, right, [KERNELS[k][0] for k in names], seed, chunk)
-    ):
+    for name, values in zip(names, u_statistics(pool, left, right, [KERNELS[k][0] for k in names], seed, chunk)):
         value, resampled, shuffled = values[0].item(), values[1 : len(groups)], values[len(groups) :]
         note = f"{KERNELS[name][1]}; {permutations} permutations; interval by {resamples} random halves"
         p = permutation_p(value, shuffled)

@@ -84,19 +84,14 @@ def check_sample(what: str, x: Samples, least: int) -> Tensor:
     x = x.to("cpu", torch.float64).reshape(len(x), -1)
     require(x.shape[1] > 0, f"{what} has samples of no entries")
     bad = int((~x.isfinite()).any(dim=1).sum())
-    require(
-        bad == 0, f"{what} has {bad} samples with NaN or infinity; remove them, and ask why they are there"
-    )
+    require(bad == 0, f"{what} has {bad} samples with NaN or infinity; remove them, and ask why they are there")
     return x
 
 
 def halves(m: int, n: int, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """``count`` pairs of index sets, a random half of each of two samples."""
     g = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randperm(m, generator=g)[: m // 2], torch.randperm(n, generator=g)[: n // 2])
-        for _ in range(count)
-    ]
+    return [(torch.randperm(m, generator=g)[: m // 2], torch.randperm(n, generator=g)[: n // 2]) for _ in range(count)]
 
 
 def spread(statistic: Callable[[Tensor, Tensor], float], m: int, n: int, count: int, seed: int) -> float:

@@ -25,9 +25,7 @@ from retrodict.diagnostics.distances.measure import Measure, Samples, check_samp
 NAMES = ("precision", "recall", "density", "coverage")
 
 
-def prdc(
-    real: Samples, fake: Samples, k: int = 5, *, resamples: int = 20, seed: int = 0
-) -> dict[str, Measure]:
+def prdc(real: Samples, fake: Samples, k: int = 5, *, resamples: int = 20, seed: int = 0) -> dict[str, Measure]:
     """The four numbers by name, for ``real (m, ...)`` and ``fake (n, ...)``; best with m = n.
 
     Args:
@@ -38,9 +36,7 @@ def prdc(
     x, y = check_samples(real, fake, least=2 * k + 2)
     xx, yy, xy = torch.cdist(x, x), torch.cdist(y, y), torch.cdist(x, y)
     values = four(xx, yy, xy, k)
-    resampled = [
-        four(xx[i][:, i], yy[j][:, j], xy[i][:, j], k) for i, j in halves(len(x), len(y), resamples, seed)
-    ]
+    resampled = [four(xx[i][:, i], yy[j][:, j], xy[i][:, j], k) for i, j in halves(len(x), len(y), resamples, seed)]
     errors = np.std(resampled, axis=0, ddof=1)
     note = f"k={k}; {resamples} random halves"
     sizes = (len(x), len(y))

@@ -49,9 +49,7 @@ class QualityReport(Mapping[str, Measure]):
     def __getitem__(self, name: str) -> Measure:
         if name not in self.measures:
             known = ", ".join(self.measures)
-            raise InputError(
-                f"no measure {name!r} in this report; it has: {known}.{near(name, self.measures)}"
-            )
+            raise InputError(f"no measure {name!r} in this report; it has: {known}.{near(name, self.measures)}")
         return self.measures[name]
 
     def __contains__(self, name: object) -> bool:
@@ -125,9 +123,7 @@ def quality(
         ``kid_features``, ``coverage_features`` and so on, ``class_histogram``; with labels ``recognised``.
     """
     x, y = check_samples(real, fake, least=20)
-    require(
-        labels is None or features is not None, "labels= needs features=, a classifier that recognises them"
-    )
+    require(labels is None or features is not None, "labels= needs features=, a classifier that recognises them")
     found = space_measures(x, y, k, seed)
     if x.shape[1] <= 2:
         found["wasserstein"] = at_equal_sizes(lambda a, b: {"": wasserstein(a, b, seed=seed)}, x, y)[""]
@@ -173,15 +169,11 @@ def space_measures(x: Tensor, y: Tensor, k: int, seed: int, kernels: str = "") -
     found = dict(zip(names, kernel_distances(x, y, names, seed=seed)))
     found["frechet"] = frechet(x, y, seed=seed)
     if not kernels:
-        found |= at_equal_sizes(
-            lambda a, b: {"sliced_wasserstein": sliced_wasserstein(a, b, seed=seed)}, x, y
-        )
+        found |= at_equal_sizes(lambda a, b: {"sliced_wasserstein": sliced_wasserstein(a, b, seed=seed)}, x, y)
     return found | at_equal_sizes(lambda a, b: prdc(a, b, k, seed=seed), x, y)
 
 
-def at_equal_sizes(
-    compare: Callable[[Tensor, Tensor], dict[str, Measure]], x: Tensor, y: Tensor
-) -> dict[str, Measure]:
+def at_equal_sizes(compare: Callable[[Tensor, Tensor], dict[str, Measure]], x: Tensor, y: Tensor) -> dict[str, Measure]:
     """Means over blocks of the larger sample, each of the smaller one's size.
 
     The interval is that of one block, because the smaller sample is the same in all; so is the p-value.
@@ -205,7 +197,5 @@ def slice_of(x: Tensor, block: int, size: int) -> slice:
 
 def recognised(seen: Tensor, labels: Samples) -> Measure:
     asked = torch.as_tensor(labels).cpu()
-    require(
-        asked.shape == seen.shape, f"{tuple(asked.shape)} labels for {len(seen)} samples; accepted: one each"
-    )
+    require(asked.shape == seen.shape, f"{tuple(asked.shape)} labels for {len(seen)} samples; accepted: one each")
     return proportion("recognised", int((seen == asked).sum()), len(seen), "Wilson interval")

@@ -29,9 +29,7 @@ from retrodict.diagnostics.distances.measure import (
 EXACT_LIMIT = 5000  #: points on one side that the linear program accepts
 
 
-def wasserstein(
-    real: Samples, fake: Samples, p: float = 2.0, *, resamples: int = 20, seed: int = 0
-) -> Measure:
+def wasserstein(real: Samples, fake: Samples, p: float = 2.0, *, resamples: int = 20, seed: int = 0) -> Measure:
     """Exact Wasserstein distance of order ``p`` >= 1: by sorting in one dimension, else by POT.
 
     Raises:
