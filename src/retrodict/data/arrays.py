@@ -42,8 +42,8 @@ def as_tensor(value: Any, what: str) -> Tensor:
         raise InputTypeError(f"{what} cannot be made one array ({error}); all samples need one shape") from error
     if array.dtype.kind not in "biuf":
         raise InputTypeError(
-            f"{what} has the dtype {array.dtype}; accepted: numbers (floats, integers, booleans); "
-            "an object array often means samples of unequal shape: bring them to one shape, or turn text "
+            f"{what} has the dtype {array.dtype}; accepted: numbers (floats, integers, booleans); an "
+            "object array often means samples of unequal shape: bring them to one shape, or turn text "
             "into numbers"
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -123,8 +123,7 @@ def _infer(x: Tensor, name: str, whole: bool) -> Layout:
     shapes = "; ".join(f"{kind} {shape}" for kind, shape in LAYOUTS.items())
     raise InputError(
         f"{name!r} has shape {tuple(x.shape)} and dtype {str(x.dtype).removeprefix('torch.')}, which is no "
-        "layout that "
-        f"can be told apart; accepted: {shapes}; reshape it, or name one with layout="
+        f"layout that can be told apart; accepted: {shapes}; reshape it, or name one with layout="
     )
 
 
@@ -152,10 +151,9 @@ def _channels_first(x: Tensor, name: str, channels: Channels) -> Tensor:
             return x
         require(
             not square_last,
-            f"{name!r} has shape {tuple(x.shape)}: the channels may be the second axis ({x.shape[1]}) or the "
-            "last "
-            f"({x.shape[3]}); say which with channels='first' or channels='last'; images are (n, channels, "
-            "height, width)",
+            f"{name!r} has shape {tuple(x.shape)}: the channels may be the second axis ({x.shape[1]}) or "
+            f"the last ({x.shape[3]}); say which with channels='first' or channels='last'; images are (n, "
+            "channels, height, width)",
         )
         return x
     logger.info("%r has its channels last, %s; they are moved first", name, tuple(x.shape))

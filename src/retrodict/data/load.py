@@ -149,8 +149,8 @@ def _read(what: Any, wanted: Wanted, split: str, use_test: bool) -> tuple[Raw, R
         return Raw(what), None, "array"
     raise InputTypeError(
         f"data is a {type(what).__name__}; accepted: a name ({', '.join(DATASETS)}), a tensor or array, a "
-        "mapping with "
-        "'x', a pandas frame, a datasets object, or the path of a file or of a folder of images"
+        "mapping with 'x', a pandas frame, a datasets object, or the path of a file or of a folder of "
+        "images"
     )
 
 
@@ -167,8 +167,7 @@ def _from_hub(text: str, path: Path) -> Any:
     except Exception as error:
         raise InputError(
             f"{text!r} is neither a path nor a data set that the Hub gives ({type(error).__name__}: "
-            f"{error}); "
-            f"names that ship with retrodict: {', '.join(DATASETS)}"
+            f"{error}); names that ship with retrodict: {', '.join(DATASETS)}"
         ) from error
 
 

@@ -55,8 +55,7 @@ def read_path(path: Path, wanted: Wanted) -> Raw:
     if suffix in _PICKLES:
         raise InputError(
             f"{path} is a pickle, which can run code when it is read; accepted: {_endings()}; if you trust "
-            "it, load it "
-            "yourself, and pass the array or save it with numpy.save"
+            "it, load it yourself, and pass the array or save it with numpy.save"
         )
     if suffix not in READERS:
         raise InputError(
@@ -106,9 +105,8 @@ def _numpy_load(path: Path) -> Any:
 
 def _object_array(path: Path, error: Exception) -> InputError:
     return InputError(
-        f"{path} cannot be read as a plain array ({error}); a file with Python objects or a pickle inside is "
-        "never "
-        "opened; save numbers with numpy.save or numpy.savez"
+        f"{path} cannot be read as a plain array ({error}); a file with Python objects or a pickle inside "
+        "is never opened; save numbers with numpy.save or numpy.savez"
     )
 
 
@@ -128,8 +126,8 @@ def from_columns(columns: Mapping[str, Any], wanted: Wanted, what: str) -> Raw:
     if column is None or column not in names:
         given = f"column {wanted.column!r} is not in" if wanted.column else "no entry named 'x' in"
         raise InputError(
-            f"{given} {what}; it has {names}; name the samples 'x', or say which with column=."
-            f"{near(wanted.column or 'x', names)}"
+            f"{given} {what}; it has {names}; name the samples 'x', or say which with "
+            f"column=.{near(wanted.column or 'x', names)}"
         )
     return Raw(columns[column], {name: columns[name] for name in conditions}, x1=columns.get("x1"))
 
@@ -156,9 +154,8 @@ def from_frame(frame: Any, wanted: Wanted, what: str = "data frame") -> Raw:
     others = [name for name in rest if name not in numeric]
     require(
         bool(numeric) and not others,
-        f"{what} has the columns {others or names} that hold no numbers; drop them, turn them into numbers, "
-        "or name "
-        "them in conditions=",
+        f"{what} has the columns {others or names} that hold no numbers; drop them, turn them into "
+        "numbers, or name them in conditions=",
     )
     return Raw(frame[numeric].to_numpy(dtype=np.float64), kept)
 
@@ -241,8 +238,8 @@ def open_images(named: Iterable[tuple[str, Any]], size: int | None) -> np.ndarra
         require(
             array.shape[:2] == first,
             f"images differ in size: {names[0]} is {first[1]}x{first[0]}, {name} is "
-            f"{array.shape[1]}x{array.shape[0]} "
-            f"(width x height); give size= to cut and resize all of them, as size={min(first)}",
+            f"{array.shape[1]}x{array.shape[0]} (width x height); give size= to cut and resize all of "
+            f"them, as size={min(first)}",
         )
     if any(array.ndim == 3 for array in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[:, :, None], 3, 2) for a in arrays]

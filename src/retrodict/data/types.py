@@ -69,23 +69,27 @@ class Data:
         return f"Data({', '.join(facts)})"
 
     @property
+    def paired(self) -> bool:
+        """Whether ``x1`` goes with ``x`` sample by sample."""
+        return self.x1 is not None and len(self.x1) == len(self.x)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
 
     def tensors(self) -> dict[str, Tensor]:
         """The samples and their conditions by name, as `retrodict.training.train` takes them."""
-        paired = self.x1 is not None and len(self.x1) == len(self.x)
-        return {"x": self.x, **({"x1": self.x1} if paired else {}), **self.conditions}
+        ends = {"x": self.x} if self.x1 is None or not self.paired else {"x": self.x, "x1": self.x1}
+        return ends | self.conditions
 
     def take(self, index: Tensor) -> Data:
         """The samples of ``index``, without what is held out."""
-        paired = self.x1 is not None and len(self.x1) == len(self.x)
         return replace(
             self,
             x=self.x[index],
             conditions={name: value[index] for name, value in self.conditions.items()},
-            x1=self.x1[index] if paired else self.x1,
+            x1=self.x1[index] if self.x1 is not None and self.paired else self.x1,
             heldout=None,
         )
 
@@ -115,8 +119,8 @@ def checked(data: Data) -> Data:
     x = data.x
     require(
         len(x) >= 2,
-        f"{data.name!r} has {len(x)} sample{'s' if len(x) != 1 else ''} of shape {data.shape}; "
-        "at least 2 are needed, with the samples along the first axis (for one sample, repeat it)",
+        f"{data.name!r} has {len(x)} sample{'s' if len(x) != 1 else ''} of shape {data.shape}; at least 2 "
+        "are needed, with the samples along the first axis (for one sample, repeat it)",
     )
     require(x.numel() > 0, f"{data.name!r} has samples of shape {data.shape}, which hold no value")
     require_finite(x, data.name)
@@ -131,8 +135,8 @@ def checked(data: Data) -> Data:
     for name, value in data.conditions.items():
         require(
             len(value) == len(x),
-            f"condition {name!r} has {len(value)} entries for {len(x)} samples of {data.name!r}; "
-            "give one entry for each sample, in the same order",
+            f"condition {name!r} has {len(value)} entries for {len(x)} samples of {data.name!r}; give one "
+            "entry for each sample, in the same order",
         )
         require_finite(value, f"{data.name}, condition {name}")
         if name in data.classes:
@@ -153,8 +157,7 @@ def require_finite(x: Tensor, what: str) -> None:
     rows = int((~finite).flatten(1).any(1).sum()) if x.ndim > 1 else int((~finite).sum())
     raise InputError(
         f"{what!r} holds {x[place].item()} at row {place[0]} (index {place}); {rows} of {len(x)} rows are "
-        "affected; "
-        "values must be finite: drop those rows or fill them in"
+        "affected; values must be finite: drop those rows or fill them in"
     )
 
 
@@ -164,6 +167,5 @@ def _require_labels(value: Tensor, count: int, name: str) -> None:
         row = int(wrong[0])
         raise InputError(
             f"condition {name!r} is {int(value[row])} at row {row}, out of range for {count} classes: "
-            "accepted 0 to "
-            f"{count - 1}; {len(wrong)} rows are affected"
+            f"accepted 0 to {count - 1}; {len(wrong)} rows are affected"
         )

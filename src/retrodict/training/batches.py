@@ -8,6 +8,7 @@ several processes or accumulation the B positions are cut into equal parts, so t
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,8 @@ class Split:
         if self.batch_size < 1 or self.batch_size % pieces:
             raise InputError(
                 f"batch_size={self.batch_size} cannot be cut into {self.ranks} processes x {self.parts} "
-                "accumulated "
-                f"parts; it counts the samples of one update over all of them; give a multiple of {pieces}"
+                "accumulated parts; it counts the samples of one update over all of them; give a multiple "
+                f"of {pieces}"
             )
 
     def span(self, step: int, part: int) -> tuple[int, int]:
@@ -99,10 +100,7 @@ class TensorSource:
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint remembers of the data, to notice that a resumed run has other data."""
-        return {
-            name: [str(value.dtype).removeprefix("torch."), *value.shape]
-            for name, value in self.tensors.items()
-        }
+        return {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in self.tensors.items()}
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Every micro-batch of steps ``start`` to ``stop``, in order."""
@@ -139,10 +137,16 @@ class DatasetSource:
             sampler=range(start * parts, stop * parts),
             batch_size=None,
             num_workers=self.workers,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:
             yield _to(batch, self.device)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _KeyedBatches(Dataset):
@@ -173,8 +177,8 @@ def make_source(
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return DatasetSource(data, split, seed, device, workers)
     raise InputTypeError(
-        f"training data is a {type(data).__name__}; accepted: a mapping of names to tensors of one length, a "
-        "tensor, or a map-style torch.utils.data.Dataset (with __len__ and __getitem__)"
+        f"training data is a {type(data).__name__}; accepted: a mapping of names to tensors of one length, "
+        "a tensor, or a map-style torch.utils.data.Dataset (with __len__ and __getitem__)"
     )
 
 
@@ -185,8 +189,8 @@ def _common_length(tensors: Mapping[str, Tensor]) -> int:
         if not isinstance(value, Tensor) or value.ndim == 0:
             raise InputTypeError(
                 f"training data {name!r} is "
-                f"{type(value).__name__ if not isinstance(value, Tensor) else 'a scalar'}; "
-                "every entry must be a tensor with the samples first"
+                f"{type(value).__name__ if not isinstance(value, Tensor) else 'a scalar'}; every entry "
+                "must be a tensor with the samples first"
             )
     lengths = {name: len(value) for name, value in tensors.items()}
     if len(set(lengths.values())) > 1 or not min(lengths.values()):

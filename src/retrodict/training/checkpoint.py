@@ -126,16 +126,15 @@ class Checkpoints:
                 continue
             if reasons:
                 warnings.warn(
-                    f"using the checkpoint of step {step}, because a later one is damaged: "
-                    f"{'; '.join(reasons)}",
+                    f"using the checkpoint of step {step}, because a later one is damaged: {'; '.join(reasons)}",
                     CheckpointWarning,
                     stacklevel=2,
                 )
             return found
         if reasons:
             raise InputError(
-                f"no checkpoint in {self.folder} can be read: {'; '.join(reasons)}; "
-                "restore one, or start over with resume=False"
+                f"no checkpoint in {self.folder} can be read: {'; '.join(reasons)}; restore one, or start "
+                "over with resume=False"
             )
         return None
 
@@ -159,10 +158,7 @@ def _write_parts(folder: Path, step: int, parts: Mapping[str, Any]) -> None:
         if tensors:
             write_tensors(folder / f"{part}.safetensors", tensors)
     _write_now(folder / _STATE, {"step": step, "parts": state})
-    files = {
-        entry.name: {"size": entry.stat().st_size, "sha256": _sha256(entry)}
-        for entry in sorted(folder.iterdir())
-    }
+    files = {entry.name: {"size": entry.stat().st_size, "sha256": _sha256(entry)} for entry in sorted(folder.iterdir())}
     _write_now(folder / _MANIFEST, {"step": step, "files": files})
     sync_folder(folder)
 
@@ -180,9 +176,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
         if not path.is_file():
             raise InputError(f"checkpoint {folder}: {name} is missing")
         if path.stat().st_size != facts["size"]:
-            raise InputError(
-                f"checkpoint {folder}: {name} has {path.stat().st_size} bytes, not {facts['size']}"
-            )
+            raise InputError(f"checkpoint {folder}: {name} has {path.stat().st_size} bytes, not {facts['size']}")
         if _sha256(path) != facts["sha256"]:
             raise InputError(f"checkpoint {folder}: {name} does not match its SHA-256")
     if _STATE not in files or manifest.get("step") != step:
@@ -217,8 +211,7 @@ def flatten(content: Any, tensors: dict[str, Tensor], where: str) -> Any:
         return content
     raise InputTypeError(
         f"the state at {where} is a {type(content).__name__}, which a checkpoint cannot hold; accepted: "
-        "tensors, "
-        "numbers, strings, None, and dicts, lists and tuples of them"
+        "tensors, numbers, strings, None, and dicts, lists and tuples of them"
     )
 
 
@@ -238,6 +231,4 @@ def unflatten(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
 def _key(name: Any, where: str) -> str | int:
     if isinstance(name, str | int):
         return name
-    raise InputTypeError(
-        f"the state at {where} has the key {name!r}; a checkpoint holds strings and integers"
-    )
+    raise InputTypeError(f"the state at {where} has the key {name!r}; a checkpoint holds strings and integers")

@@ -31,9 +31,7 @@ class RateCurve:
         self.steps = steps
         self.warmup = min(500, steps // 20) if warmup is None else warmup
         if not 0 <= self.warmup <= steps:
-            raise InputError(
-                f"warmup={warmup}; accepted: 0 to steps={steps}, or None for a twentieth of the run"
-            )
+            raise InputError(f"warmup={warmup}; accepted: 0 to steps={steps}, or None for a twentieth of the run")
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -51,11 +52,7 @@ def acceleration(precision: str, device: str | torch.device) -> Iterator[Acceler
     if wanted == "fp16" and (on_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
         raise InputError("precision='fp16' needs a GPU; on a CPU take 'fp32' or 'bf16'")
     if wanted is None and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        bf16 = (
-            not on_cpu
-            and torch.cuda.is_available()
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        bf16 = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         wanted = "bf16" if bf16 else "no"
     with _own_state(), _current(target):
         yield _checked(Accelerator(mixed_precision=wanted, cpu=on_cpu), target)
@@ -75,14 +72,11 @@ def _device(device: str | torch.device) -> torch.device | None:
 
 def _checked(accelerator: Accelerator, target: torch.device | None) -> Accelerator:
     if target is not None and accelerator.device.type != target.type:
-        raise InputError(
-            f"device={str(target)!r} was asked for, but Accelerate chose {accelerator.device}; use 'auto'"
-        )
+        raise InputError(f"device={str(target)!r} was asked for, but Accelerate chose {accelerator.device}; use 'auto'")
     if accelerator.distributed_type not in _PLAIN:
         raise InputError(
             f"training was launched as {accelerator.distributed_type.value}; accepted: one process, or "
-            "data-parallel "
-            "processes (DDP); launch with `accelerate launch --multi_gpu` or with torchrun"
+            "data-parallel processes (DDP); launch with `accelerate launch --multi_gpu` or with torchrun"
         )
     return accelerator
 
@@ -91,7 +85,9 @@ def _checked(accelerator: Accelerator, target: torch.device | None) -> Accelerat
 def _own_state() -> Iterator[None]:
     """Set Accelerate's shared state aside; the process group, which lives as long as the process, is kept."""
     plain = PartialState._shared_state.get("distributed_type") in (None, DistributedType.NO)
-    saved = [(cls, dict(cls._shared_state)) for cls in (AcceleratorState, GradientState)]
+    saved: list[tuple[Any, dict[str, Any]]] = [
+        (cls, dict(cls._shared_state)) for cls in (AcceleratorState, GradientState)
+    ]
     if plain:  # one process may move between devices from one run to the next
         saved.append((PartialState, dict(PartialState._shared_state)))
     for cls, _ in saved:
@@ -130,11 +126,14 @@ class Ranks:
         if self.count == 1:
             return flag
         value = torch.tensor(float(flag), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(value, reduction="sum").item() > 0)
+        return float(self._reduce(value, "sum")) > 0
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over processes."""
-        return values if self.count == 1 else self.accelerator.reduce(values, reduction="mean")
+        return values if self.count == 1 else self._reduce(values, "mean")
+
+    def _reduce(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        return cast(torch.Tensor, self.accelerator.reduce(values, reduction=how))
 
     def gather(self, value: object) -> list:
         """One object of every process, in order of rank."""

@@ -37,7 +37,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Follow the weights after update number ``step`` (counted from 0); both lists are detached."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._shadow, self._weights, 1.0 - decay)
+        torch._foreach_lerp_(self._shadow, self._weights, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def ready(self) -> nn.Module:

@@ -94,15 +94,13 @@ class Engine:
         self.reseed = GlobalKeys(StepKeys(settings.seed, "module", self.ranks.rank), device)
         self.checkpoints: Checkpoints | None = None
         self.start, self.wall, self.saved = 0, 0.0, None
-        self.terms: dict[str, list[Tensor]] = {}  # of the steps since the last record, not yet read
+        self.terms: dict[str, list[Any]] = {}  # of the steps since the last record, not yet read
         self.norms: list[Tensor] = []
         self.window_start = 0
 
     # -- opening a run ---------------------------------------------------------------------------------------
 
-    def open(
-        self, folder: RunFolder, keep: int, resume: str | bool, config: Mapping[str, Any] | None
-    ) -> None:
+    def open(self, folder: RunFolder, keep: int, resume: str | bool, config: Mapping[str, Any] | None) -> None:
         """Check the folder, and take up its newest checkpoint where that is wanted."""
         self.checkpoints = Checkpoints(folder.checkpoints, keep)
         if config is not None or not folder.config_file.exists():
@@ -122,18 +120,17 @@ class Engine:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.parts["loop"]
-        lines = differences(state["settings"], self.settings.describe())
+        lines = differences(state["settings"], self._settings())
         lines += differences(state["data"], self.source.describe(), "data.")
         if lines:
             raise InputError(
-                f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(lines)}; "
-                "resume with the same, give another folder, or start over with resume=False"
+                f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(lines)}; resume with the "
+                "same, give another folder, or start over with resume=False"
             )
         if state["processes"] != self.ranks.count:
             warnings.warn(
-                f"the run had {state['processes']} processes and has {self.ranks.count} now: it goes on, but "
-                "not "
-                "with the same noise",
+                f"the run had {state['processes']} processes and has {self.ranks.count} now: it goes on, "
+                "but not with the same noise",
                 stacklevel=2,
             )
         fit_tensors(self.module, checkpoint.parts["module"], f"checkpoint {checkpoint.path}")
@@ -146,9 +143,9 @@ class Engine:
                 f"checkpoint {checkpoint.path} was written by an optimiser of other parameters ({error}); "
                 "use the same optimiser, or start over with resume=False"
             ) from error
-        losses = checkpoint.parts["loss"]
-        if losses[0] is not None and hasattr(self.loss, "load_state_dict"):
-            self.loss.load_state_dict(losses[min(self.ranks.rank, len(losses) - 1)])
+        losses, load = checkpoint.parts["loss"], getattr(self.loss, "load_state_dict", None)
+        if losses[0] is not None and load is not None:
+            load(losses[min(self.ranks.rank, len(losses) - 1)])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.start, self.wall = checkpoint.step, state["wall"]
@@ -208,13 +205,9 @@ class Engine:
         result = self._finish(done, interrupted=done < steps)
         if stopped:
             where = (
-                f"a checkpoint is in {self.checkpoints.folder}"
-                if self.checkpoints
-                else "nothing was saved: out=None"
+                f"a checkpoint is in {self.checkpoints.folder}" if self.checkpoints else "nothing was saved: out=None"
             )
-            raise TrainingInterrupted(
-                f"stopped after step {done} of {steps}; {where}", result, flag.signum or 2
-            )
+            raise TrainingInterrupted(f"stopped after step {done} of {steps}; {where}", result, flag.signum or 2)
         return result
 
     def _update(self, step: int, batches: Any) -> None:
@@ -233,9 +226,7 @@ class Engine:
         if self.settings.clip is not None:
             self.norms.append(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         else:
-            self.norms.append(
-                nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-            )
+            self.norms.append(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -267,9 +258,7 @@ class Engine:
         if done == self.window_start:
             return
         device = self.accelerator.device
-        terms = {
-            name: self.ranks.mean(_stack(values, device)).tolist() for name, values in self.terms.items()
-        }
+        terms = {name: self.ranks.mean(_stack(values, device)).tolist() for name, values in self.terms.items()}
         norms = _stack(self.norms, device).tolist()
         self._require_finite(terms["loss"], norms)
         now = time.perf_counter()
@@ -283,9 +272,7 @@ class Engine:
             "wall": self.wall,
         }
         self.metrics.add(done, record)
-        self.bar.set_postfix(
-            loss=f"{record['loss']:.4g}", rate=f"{record['samples_per_second']:.3g}/s", refresh=False
-        )
+        self.bar.set_postfix(loss=f"{record['loss']:.4g}", rate=f"{record['samples_per_second']:.3g}/s", refresh=False)
         self.terms, self.norms, self.window_start, self.mark = {}, [], done, now
 
     def _require_finite(self, parts: list[float], norms: list[float]) -> None:
@@ -297,13 +284,11 @@ class Engine:
                 continue
             step = self.window_start + offset
             before = losses[offset - 1] if offset else (self.metrics.records or [{}])[-1].get("loss")
-            what = (
-                f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4g})"
-            )
+            what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4g})"
             raise NonFiniteError(
                 f"the {what} at step {step}; the last finite loss was {before}; "
-                f"{self._last_saved('is intact')}; "
-                "lower lr, clip the gradient, look for outliers in the data, or use precision='fp32'"
+                f"{self._last_saved('is intact')}; lower lr, clip the gradient, look for outliers in the "
+                "data, or use precision='fp32'"
             )
 
     def _validate(self, done: int, validate: Callable[[nn.Module], Any]) -> None:
@@ -323,17 +308,19 @@ class Engine:
     def _save(self, done: int) -> OSError | None:
         """Write a checkpoint; what went wrong is returned, and the checkpoint before stays."""
         self._report(done)
-        losses = self.ranks.gather(self.loss.state_dict() if hasattr(self.loss, "state_dict") else None)
+        describe = getattr(self.loss, "state_dict", None)
+        losses = self.ranks.gather(describe() if describe is not None else None)
         failure = None
-        if self.ranks.first:
+        if self.ranks.first and self.checkpoints is not None:
             try:
                 self.checkpoints.save(done, self._state(losses))
             except OSError as error:
                 failure = error
-        if self.ranks.any(failure is not None):
+        failed = self.ranks.any(failure is not None)
+        self.mark = time.perf_counter()
+        if failed:
             return failure or OSError("the first process could not write it")
         self.saved = done
-        self.mark = time.perf_counter()
         return None
 
     def _save_or_warn(self, done: int) -> None:
@@ -341,8 +328,7 @@ class Engine:
         failure = self._save(done)
         if failure and self.ranks.first:
             warnings.warn(
-                f"the checkpoint of step {done} could not be written ({failure}); "
-                f"{self._last_saved('stays')}",
+                f"the checkpoint of step {done} could not be written ({failure}); {self._last_saved('stays')}",
                 CheckpointWarning,
                 stacklevel=2,
             )
@@ -359,13 +345,18 @@ class Engine:
             "optimizer": self.optimizer.state_dict(),
             "loss": losses,
             "loop": {
-                "settings": self.settings.describe(),
+                "settings": self._settings(),
                 "data": self.source.describe(),
                 "processes": self.ranks.count,
                 "scaler": self.scaler.state_dict() if self.scaler is not None else {},
                 "wall": self.wall,
             },
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings with the precision that "auto" stands for on this machine."""
+        precision = self.accelerator.mixed_precision
+        return {**self.settings.describe(), "precision": "fp32" if precision == "no" else precision}
 
     def _finish(self, done: int, interrupted: bool) -> TrainResult:
         """Write the last checkpoint and hand over the modules."""
@@ -376,8 +367,8 @@ class Engine:
         if failure:
             raise SaveError(
                 f"training reached step {done}, but its checkpoint could not be written ({failure}); free "
-                "some space "
-                "and run the same command again, or save .result.module of this error with save_weights",
+                "some space and run the same command again, or save .result.module of this error with "
+                "save_weights",
                 result,
             ) from failure
         return result
@@ -387,7 +378,7 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, Tensor) and value.numel() == 1
 
 
-def _stack(values: list[Tensor | float], device: torch.device) -> Tensor:
+def _stack(values: list[Any], device: torch.device) -> Tensor:
     """Scalars collected over several steps as one vector, still on the device."""
     if isinstance(values[0], Tensor):
         return torch.stack(values).float().reshape(-1)
@@ -403,8 +394,4 @@ def _mean(values: list[float]) -> float | None:
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return (
-        f"a mapping with keys {sorted(map(str, value))}"
-        if isinstance(value, Mapping)
-        else type(value).__name__
-    )
+    return f"a mapping with keys {sorted(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__

@@ -84,7 +84,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         )
     if content["format"] > FORMAT:
         raise InputError(
-            f"{what} {path} has format {content['format']}; this version reads up to {FORMAT}; "
-            f"it was written by retrodict {content.get('version', 'unknown')}, which reads it"
+            f"{what} {path} has format {content['format']}; this version reads up to {FORMAT}; it was "
+            f"written by retrodict {content.get('version', 'unknown')}, which reads it"
         )
     return content

@@ -78,24 +78,20 @@ class RunFolder:
         lines = differences(self.config(), asked)
         if lines:
             raise InputError(
-                f"run folder {self.path} belongs to another configuration: {'; '.join(lines)}; "
-                "ask for the same configuration, or give another folder"
+                f"run folder {self.path} belongs to another configuration: {'; '.join(lines)}; ask for the "
+                "same configuration, or give another folder"
             )
         return "finished" if self.finished else "resume"
 
     def _require_empty(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run folder {self.path} is a file; give a folder")
-        found = (
-            sorted(e.name for e in self.path.iterdir() if not e.name.startswith("."))
-            if self.path.exists()
-            else []
-        )
+        found = sorted(e.name for e in self.path.iterdir() if not e.name.startswith(".")) if self.path.exists() else []
         if found:
             raise InputError(
                 f"folder {self.path} holds {len(found)} entries "
-                f"({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}) "
-                "but no config.json, so it is not a run folder; give an empty or a new folder"
+                f"({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}) but no config.json, so it is "
+                "not a run folder; give an empty or a new folder"
             )
 
 

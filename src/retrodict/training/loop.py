@@ -111,8 +111,10 @@ def train(
         TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written (a KeyboardInterrupt).
         SaveError: the last checkpoint could not be written; it carries the result.
     """
+    if len(betas) != 2:
+        raise InputError(f"betas={betas}; accepted: two numbers in [0, 1)")
     settings = Settings(
-        steps, batch_size, lr, weight_decay, tuple(betas), optimizer_name(optimizer), warmup, decay, ema,
+        steps, batch_size, lr, weight_decay, (betas[0], betas[1]), optimizer_name(optimizer), warmup, decay, ema,
         clip, precision, accumulate, seed,
     )  # fmt: skip
     curve = RateCurve(steps, warmup, decay)

@@ -30,13 +30,11 @@ class Metrics:
         write: False on every process but the first.
     """
 
-    def __init__(
-        self, folder: Path | None, step: int = 0, *, tensorboard: bool = False, write: bool = True
-    ) -> None:
+    def __init__(self, folder: Path | None, step: int = 0, *, tensorboard: bool = False, write: bool = True) -> None:
         self.path = folder / "metrics.jsonl" if folder else None
         self.records = [r for r in read_metrics(self.path) if r["step"] <= step] if self.path else []
         self._file, self._board = None, None
-        if self.path and write:
+        if folder and self.path and write:
             write_bytes(self.path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
             self._file = open(self.path, "ab", buffering=0)
             if tensorboard:

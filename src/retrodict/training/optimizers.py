@@ -15,9 +15,7 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer
 
 
 @OPTIMIZERS.register("adamw")
-def _adamw(
-    groups: list[dict], *, lr: float, betas: tuple[float, float], fused: bool
-) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict], *, lr: float, betas: tuple[float, float], fused: bool) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
@@ -56,8 +54,7 @@ def make_optimizer(
     optimizer = what(params)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputTypeError(
-            f"optimizer={what!r} returned a {type(optimizer).__name__}; it must map a list of parameters to "
-            "a "
-            "torch.optim.Optimizer, as lambda params: torch.optim.SGD(params, lr=0.1)"
+            f"optimizer={what!r} returned a {type(optimizer).__name__}; it must map a list of parameters "
+            "to a torch.optim.Optimizer, as lambda params: torch.optim.SGD(params, lr=0.1)"
         )
     return optimizer

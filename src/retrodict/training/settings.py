@@ -49,7 +49,7 @@ class Settings:
         require(self.lr > 0, f"lr={self.lr}; accepted: a positive learning rate such as 1e-3")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}; accepted: 0 or more")
         require(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            all(0 <= b < 1 for b in self.betas),
             f"betas={self.betas}; accepted: two numbers in [0, 1)",
         )
         require(self.clip is None or self.clip > 0, f"clip={self.clip}; accepted: a positive norm, or None")

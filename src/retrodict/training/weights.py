@@ -82,8 +82,8 @@ def fit_tensors(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
     lines = [f"{len(names)} {kind}: {_first(names)}" for kind, names in found if names]
     if lines:
         raise InputError(
-            f"{what} does not match the module ({type(module).__name__}): {'; '.join(lines)}; "
-            "build the module with the configuration that the file was saved with"
+            f"{what} does not match the module ({type(module).__name__}): {'; '.join(lines)}; build the "
+            "module with the configuration that the file was saved with"
         )
     module.load_state_dict(dict(tensors))
 
