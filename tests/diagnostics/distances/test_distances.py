@@ -18,6 +18,7 @@ from diagnostics.distances.laws import digits, normal
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.diagnostics import distances as D
 from retrodict.diagnostics.distances.gaussian import bures, frechet_value
+from retrodict.diagnostics.distances.kernels import KERNELS, indicators, permuted, u_statistics
 
 QUICK = {"permutations": 1, "resamples": 2}
 
@@ -117,6 +118,16 @@ def test_chunks_change_nothing_and_several_kernels_share_one_pass():
         assert a.value == pytest.approx(b.value, rel=1e-10) and a.p_value == b.p_value == alone.p_value
         for other in (b, alone):
             assert (a.low, a.high) == pytest.approx((other.low, other.high))
+
+
+def test_permuted_and_halved_columns_are_the_statistic_of_the_data_they_mark():
+    pool = normal(50, 3, 1)
+    marks = indicators(50, permuted(30, 20, 4, seed=2))
+    assert marks.sum(0).tolist() == [30.0] * 4
+    statistics = u_statistics(pool, marks, 1.0 - marks, [KERNELS["energy"][0]], seed=0, chunk=7)[0]
+    for column, statistic in zip(marks.T.bool(), statistics):
+        alone = D.energy_distance(pool[column], pool[~column], **QUICK).value
+        assert statistic.item() == pytest.approx(alone, rel=1e-9)
 
 
 def test_wasserstein_of_a_shifted_set_is_the_length_of_the_shift():

@@ -40,6 +40,14 @@ def test_classifiers_do_not_see_a_difference_that_is_not_there():
     assert abs(sum(m.value for m in p) / 20 - 0.5) < 0.06
 
 
+def test_the_best_of_a_panel_pays_for_the_choice():
+    x, y = normal(100, 3, 1), normal(100, 3, 2, 0.35)
+    for names in (["logistic"], ["logistic", "neighbours"]):
+        m = D.c2st(x, y, classifiers=names)
+        alone = stats.binomtest(round(100 * m.value), 100, 0.5, alternative="greater").pvalue
+        assert m.p_value == pytest.approx(min(1.0, len(names) * alone)) and 1e-6 < m.p_value < 0.5
+
+
 def test_the_altered_digits_are_found_by_at_least_four_of_seven_and_the_report_says_so():
     """n = 2000 against the two-sample floor: energy, MMD, Frechet, sliced, density, coverage, C2ST."""
     train, held_out, fake = digits(2000, 1), digits(2000, 2), digits(2000, 3, altered=True)
