@@ -1,8 +1,10 @@
 """Running backward: plans, the generators that write them, and the two runtimes that execute them."""
 
 from retrodict.solvers import generators
-from retrodict.solvers.build import Solver, plan, regrid, solvers
+from retrodict.solvers.build import plan, regrid
+from retrodict.solvers.builder import Builder
 from retrodict.solvers.grids import grids
 from retrodict.solvers.plan import Plan
+from retrodict.solvers.registry import Solver, alias, solver, solvers
 
-__all__ = ["Plan", "Solver", "generators", "grids", "plan", "regrid", "solvers"]
+__all__ = ["Builder", "Plan", "Solver", "alias", "generators", "grids", "plan", "regrid", "solver", "solvers"]

@@ -46,8 +46,15 @@ class Run:
 
 
 def run(
-    plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise, condition: Mapping[str, Any], *,
-    population: Population | None = None, trajectory: bool = False, check: bool = True,
+    plan: Plan,
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: Noise,
+    condition: Mapping[str, Any],
+    *,
+    population: Population | None = None,
+    trajectory: bool = False,
+    check: bool = True,
     on_eval: Callable[[], None] | None = None,
 ) -> Run:
     """Run a plan.
@@ -79,7 +86,13 @@ def run(
 
 class _Machine:
     def __init__(
-        self, plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise, condition: Mapping[str, Any], population: Population | None
+        self,
+        plan: Plan,
+        denoiser: Denoiser,
+        x: Tensor,
+        noise: Noise,
+        condition: Mapping[str, Any],
+        population: Population | None,
     ) -> None:
         self.plan, self.denoiser, self.noise, self.condition = plan, denoiser, noise, dict(condition)
         self.x: dict[int, Tensor] = {0: x}
@@ -108,7 +121,9 @@ class _Machine:
         if self.previous is None:
             self.log_w += self.denoiser.start_weight(belief)
         else:
-            self.log_w += self.denoiser.increment(self._step(belief, node.t, _snr(node.alpha, node.sigma), self.x[node.x]))
+            self.log_w += self.denoiser.increment(
+                self._step(belief, node.t, _snr(node.alpha, node.sigma), self.x[node.x])
+            )
         self.previous = (node, belief)
         self.log_ratio, self.moved_with_noise = torch.zeros_like(self.log_ratio), False
         self.maybe_resample()
@@ -137,7 +152,7 @@ class _Machine:
         shifts = [(self.beliefs[k].base, self.beliefs[k].mean, b) for k, b in row.d.items()]
         if all(base is None for base, _, _ in shifts):
             return
-        (_, c), = row.z.items()
+        ((_, c),) = row.z.items()
         scale = c * self.denoiser.temperature**0.5
         d = sum(b * (base - mean).double() for base, mean, b in shifts if base is not None) / scale
         unit = z.double() / self.denoiser.temperature**0.5  # type: ignore[union-attr]
@@ -146,7 +161,9 @@ class _Machine:
     def call(self, instruction: Call) -> None:
         belief = self.beliefs[instruction.k]
         function = calls[instruction.name]
-        self.x[instruction.dst] = function(self.denoiser, self.x[instruction.x], belief, instruction, self.noise, self.condition)
+        self.x[instruction.dst] = function(
+            self.denoiser, self.x[instruction.x], belief, instruction, self.noise, self.condition
+        )
         self.moved_with_noise = True
 
     def forget(self, names: list[str]) -> None:
@@ -190,7 +207,9 @@ class _Machine:
         if bool(torch.isnan(log_w).any()):
             raise NonFiniteError(f"a log-weight is NaN at t = {self.previous[0].t if self.previous else 1.0:g}")
         if bool(torch.isinf(best).any()):
-            raise NonFiniteError("all particles of a population have weight zero; use more particles or a softer potential")
+            raise NonFiniteError(
+                "all particles of a population have weight zero; use more particles or a softer potential"
+            )
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -199,7 +218,10 @@ class _Machine:
         if isinstance(instruction, Eval):
             tensor, what = self.beliefs[instruction.k].mean, f"the denoiser's output at evaluation {instruction.k}"
         else:
-            tensor, what = self.x[instruction.dst], f"the state after evaluation {len(self.beliefs) and max(self.beliefs)}"
+            tensor, what = (
+                self.x[instruction.dst],
+                f"the state after evaluation {len(self.beliefs) and max(self.beliefs)}",
+            )
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor.flatten(1))).any(1).nonzero()[0])
             raise NonFiniteError(f"{what}, t = {instruction.t:g}, is not finite (first in sample {bad})")
@@ -247,3 +269,20 @@ def _reverse_step(
     return denoiser.process.reverse_step(
         x, call.t, call.s, belief, call.options["eta"], noise.stream("rows"), condition.get("x1"), how
     ).to(x.dtype)
+
+
+@calls.register("langevin")
+def _langevin(
+    denoiser: Denoiser, x: Tensor, belief: Belief, call: Call, noise: Noise, condition: Mapping[str, Any]
+) -> Tensor:
+    """A Langevin step whose size follows the norms of noise and score (Song et al. 2021, algorithm 5)."""
+    path: Any = denoiser.process
+    alpha, sigma = float(path.alpha(call.t)), float(path.sigma(call.t))
+    score = (alpha * belief.mean - x) / sigma**2
+    z = noise.stream("rows").normal(tuple(x.shape[1:])).to(x)
+    norms = [v.flatten(1).norm(dim=1) for v in (z, score)]
+    if call.options["average"] == "batch":
+        norms = [v.mean().expand_as(v) for v in norms]
+    size = 2 * call.options["damping"] * (call.options["snr"] * norms[0] / norms[1]) ** 2
+    size = size.reshape(-1, *(1,) * (x.ndim - 1)) * denoiser.temperature
+    return x + size * score + (2 * size).sqrt() * z

@@ -20,6 +20,10 @@ from retrodict.solvers.weights import Levels
 
 grids: Registry[type[Grid]] = Registry("grid")
 
+# Below this share of the noise a signal is lost in float64: such a level counts as alpha = 0, which the end of the
+# cosine path is but for the rounding of cos(pi/2).
+_NO_SIGNAL = 1e-12
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -66,6 +70,17 @@ class Quadratic(Uniform):
     power: float = 2.0
 
 
+@_named("arcsine")
+@dataclass(frozen=True)
+class ArcSine(Grid):
+    """t = sin^2 of a uniform angle: dense at both ends, for paths whose noise vanishes at both."""
+
+    def times(self, path: Any, n: int, start: float, end: float) -> np.ndarray:
+        times = np.sin(np.linspace(np.arcsin(np.sqrt(start)), np.arcsin(np.sqrt(end)), n + 1)) ** 2
+        times[0], times[-1] = start, end
+        return times
+
+
 @dataclass(frozen=True)
 class _InLevel(Grid):
     """Uniform in a function of lambda."""
@@ -86,6 +101,7 @@ class _InLevel(Grid):
         return times
 
     def limits(self, path: GaussianPath, start: float, end: float) -> tuple[float, float]:
+        """lambda at both ends of the grid."""
         return float(path.log_snr(start)), float(path.log_snr(end))
 
 
@@ -222,7 +238,9 @@ def as_grid(grid: Any) -> Grid:
     if isinstance(grid, str):
         return grids[grid]()
     if isinstance(grid, dict):
-        return grids[grid["name"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in grid.items() if k != "name"})
+        return grids[grid["name"]](
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in grid.items() if k != "name"}
+        )
     if isinstance(grid, (Sequence, np.ndarray, torch.Tensor)):
         return Times(tuple(float(t) for t in grid))
     raise InputTypeError(f"a grid is a name, a Grid or a sequence of times, got {type(grid).__name__}")
@@ -235,14 +253,30 @@ def make_levels(grid: Any, path: Process, steps: int, start: float = 1.0, end: f
         times = np.array(grid.values)
         return levels_at(path, times, clean=end is None and times[-1] == 0)
     if not isinstance(path, GaussianPath) or not path.scalar:
+        if isinstance(grid, _InLevel):
+            raise InputError(f"grid {grid.name!r} needs a Gaussian path with scalar coefficients; use 'uniform'")
         return _plain_levels(grid.times(path, steps, start, 0.0 if end is None else end))
+    if isinstance(grid, _InLevel) and is_interpolant(path):
+        raise InputError(
+            f"grid {grid.name!r} needs noise that grows with t; on a path without noise at t = 1 use 'arcsine'"
+        )
     if end is not None:
         return levels_at(path, grid.times(path, steps, start, end), clean=False)
-    if grid.reaches_zero and float(path.sigma(0.0)) == 0:
+    if grid.reaches_zero and noiseless(path, 0.0):
         return levels_at(path, grid.times(path, steps, start, 0.0), clean=True)
-    smallest = min(path.t_min, start / 2) if float(path.sigma(0.0)) == 0 else 0.0
+    smallest = min(path.t_min, start / 2) if noiseless(path, 0.0) else 0.0
     inner = grid.times(path, steps - 1, start, smallest) if steps > 1 else np.array([start])
     return levels_at(path, np.append(inner, 0.0), clean=True)
+
+
+def is_interpolant(path: Process) -> bool:
+    """Whether a path has two ends and no noise at either, so that log-SNR is no clock."""
+    return isinstance(path, GaussianPath) and path.scalar and len(path.ends) == 2 and noiseless(path, 1.0)
+
+
+def noiseless(path: GaussianPath, t: float) -> bool:
+    """Whether sigma(t) = 0, but for rounding."""
+    return float(path.sigma(t)) < _NO_SIGNAL
 
 
 def levels_at(path: Process, times: np.ndarray, clean: bool) -> Levels:
@@ -251,6 +285,9 @@ def levels_at(path: Process, times: np.ndarray, clean: bool) -> Levels:
     if not isinstance(path, GaussianPath) or not path.scalar:
         return _plain_levels(times)
     alpha, sigma, lam = (v.copy() for v in path.schedule(times))
+    blank = alpha < _NO_SIGNAL * sigma
+    alpha[blank], lam[blank] = 0.0, -np.inf
+    sigma[sigma < _NO_SIGNAL] = 0.0
     if clean:
         sigma[-1], lam[-1] = 0.0, np.inf
     return Levels(np.asarray(times, dtype=np.float64), alpha, sigma, lam)

@@ -138,10 +138,12 @@ class Plan:
 
     @property
     def has_density(self) -> bool:
-        """Whether every evaluated state comes from a step with fresh noise, so that importance weights exist."""
+        """Whether every evaluated state comes from a step with fresh noise, so that importance weights exist.
+
+        Of rows that depend on data only the process' own reverse step has a density that is booked."""
         last = max((i for i, c in enumerate(self.code) if isinstance(c, Eval)), default=-1)
         rows = [c for c in self.code[:last] if not isinstance(c, Eval)]
-        return bool(rows) and all(isinstance(c, Call) or bool(c.z) for c in rows)
+        return bool(rows) and all(bool(c.z) if isinstance(c, Row) else c.name == "reverse-step" for c in rows)
 
     @property
     def start_time(self) -> float:
@@ -165,7 +167,10 @@ class Plan:
         if a.inputs.shape != b.inputs.shape or not np.allclose(a.times, b.times, rtol=0, atol=tol):
             return False
         scale = max(1.0, float(np.abs(a.inputs).max(initial=0)), float(np.abs(a.output).max()))
-        return bool(np.abs(a.inputs - b.inputs).max(initial=0) <= tol * scale and np.abs(a.output - b.output).max() <= tol * scale)
+        return bool(
+            np.abs(a.inputs - b.inputs).max(initial=0) <= tol * scale
+            and np.abs(a.output - b.output).max() <= tol * scale
+        )
 
     def between(self, start: float, end: float | None = None) -> Plan:
         """The same solver from ``start`` to ``end`` (times, not shares of the steps), on this plan's grid between.
@@ -176,6 +181,43 @@ class Plan:
 
         return rebuild(self, start, end)
 
+    def to_diffusers(
+        self,
+        like: Any = None,
+        *,
+        prediction_type: str | None = None,
+        grid: str = "plan",
+        shift_by_mu: bool | None = None,
+        clip: bool | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """A scheduler object that runs this plan inside a pipeline: ``pipe.scheduler = plan.to_diffusers(pipe.scheduler)``.
+
+        Args:
+            like: ``pipe.scheduler`` (or the pipeline), which says what the network predicts and how it is told the
+                time; not needed where the plan's process came from `from_diffusers`.
+            prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction", instead of ``like`` or over it.
+            grid: "plan" for the plan's grid, made anew for the number of steps that the pipeline asks for; "like" for
+                the times that the ``pipe.scheduler`` given as ``like`` would visit.
+            shift_by_mu: whether the ``mu`` that flow pipelines compute from the resolution shifts the grid's log-SNR;
+                None does as ``like`` is configured.
+            clip: whether the mean is clipped; None does as ``like`` is configured.
+            seed: of the noise where a pipeline hands on no generator.
+
+        Raises:
+            InputError: no prediction type is known; the plan was made for another process than the network's.
+        """
+        from retrodict.solvers.to_diffusers import to_diffusers
+
+        options = {
+            "prediction_type": prediction_type,
+            "grid": grid,
+            "shift_by_mu": shift_by_mu,
+            "clip": clip,
+            "seed": seed,
+        }
+        return to_diffusers(self, like, **options)
+
     def table(self, digits: int = 4) -> str:
         """The rows as a readable table."""
         from retrodict.solvers.show import table
@@ -184,13 +226,16 @@ class Plan:
 
     def __repr__(self) -> str:
         name = self.meta.get("solver", "plan")
-        options = ", ".join(f"{k}={v}" for k, v in self.meta.get("options", {}).items())
+        options = ", ".join(f"{k}={_short(v)}" for k, v in self.meta.get("options", {}).items())
+        if options:
+            name = f"{name}({options})"
         eta = self.meta.get("eta", 0.0)
         kind = "deterministic" if not self.noises and not self.opaque else f"stochastic, eta={eta:g}"
         order = "" if self.order is None else f", order {self.order:g}"
+        grid = _short(self.meta.get("grid", "custom"))
         return (
-            f"Plan({name}{f'({options})' if options else ''}: {self.steps} steps, {self.nfe} evaluations, {kind}{order}, "
-            f"t {self.times[0]:g} to {self.times[-1]:g} on grid {self.meta.get('grid', 'custom')}; {self.process!r})"
+            f"Plan({name}: {self.steps} steps, {self.nfe} evaluations, {kind}{order}, "
+            f"t {self.times[0]:g} to {self.times[-1]:g} on grid {grid}; {_short(repr(self.process))})"
         )
 
     # -- files ----------------------------------------------------------------------------------------------
@@ -202,7 +247,14 @@ class Plan:
             kind = next(k for k, v in _KINDS.items() if isinstance(instruction, v))
             code.append({"kind": kind} | {k: v for k, v in vars(instruction).items() if v != {}})
         process = self.process.config() if self.process.can_save else None
-        return {"format": FORMAT, "code": code, "out": self.out, "times": list(self.times), "process": process, "meta": self.meta}
+        return {
+            "format": FORMAT,
+            "code": code,
+            "out": self.out,
+            "times": list(self.times),
+            "process": process,
+            "meta": self.meta,
+        }
 
     @staticmethod
     def from_dict(data: dict[str, Any], process: Process | None = None) -> Plan:
@@ -260,6 +312,16 @@ class NormalForm:
     def noise_weights(self) -> np.ndarray:
         """Coefficients of z_m in the result."""
         return self.output[1 + 2 * self.nfe :]
+
+
+def _short(value: Any) -> str:
+    """A setting for people: long sequences by their length, long texts cut."""
+    if isinstance(value, dict):
+        return ", ".join(str(v) if k == "name" else f"{k}={_short(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)) and len(value) > 6:
+        return f"<{len(value)} values>"
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:100]}...)"
 
 
 def _instruction(entry: dict[str, Any]) -> Instruction:

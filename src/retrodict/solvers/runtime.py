@@ -54,7 +54,7 @@ def compiled(plan: Plan) -> Callable[..., Tensor]:
     function = _compiled.get(plan)
     if function is None:
         namespace: dict[str, Any] = {"mul": torch.mul}
-        exec(compile(source(plan), f"<plan {plan.meta.get('solver', '')}>", "exec"), namespace)  # noqa: S102 - our own text
+        exec(compile(source(plan), f"<plan {plan.meta.get('solver', '')}>", "exec"), namespace)  # our own text
         function = namespace["run"]
         _compiled[plan] = function
     return function
@@ -91,7 +91,12 @@ def _lines(instruction: Any, two_ended: bool) -> list[str]:
 
 
 def run(
-    plan: Plan, denoiser: Any, x: Tensor, noise: Noise, condition: Mapping[str, Any], on_eval: Callable[[], None] | None = None
+    plan: Plan,
+    denoiser: Any,
+    x: Tensor,
+    noise: Noise,
+    condition: Mapping[str, Any],
+    on_eval: Callable[[], None] | None = None,
 ) -> Tensor:
     """Run a plan on the fast path; noise comes from the stream "rows"."""
 

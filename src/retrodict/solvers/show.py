@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from retrodict.solvers.plan import Eval, Plan, Row
+from retrodict.solvers.plan import Call, Eval, Instruction, Plan, Row
 
 
 def table(plan: Plan, digits: int = 4) -> str:
     """One line an instruction: what is computed, at which time, from what."""
-    lines = [f"{'':>4}  {'result':<8}{'t':>10}  expression"]
-    for number, c in enumerate(plan.code):
-        if isinstance(c, Eval):
-            lines.append(f"{number:>4}  D{c.k:<7}{c.t:>10.{digits}f}  denoiser(X{c.x}, t)")
-        elif isinstance(c, Row):
-            lines.append(f"{number:>4}  X{c.dst:<7}{c.t:>10.{digits}f}  {expression(c, digits)}")
-        else:
-            lines.append(f"{number:>4}  X{c.dst:<7}{c.s:>10.{digits}f}  {c.name}(X{c.x}, D{c.k})")
-    lines.append(f"      result: X{plan.out}")
-    return "\n".join(lines)
+    rows = [f"{number:>4}  {result:<8}{t:>10}  {expression}" for number, result, t, expression in lines(plan, digits)]
+    return "\n".join([f"{'':>4}  {'result':<8}{'t':>10}  expression", *rows, f"      result: X{plan.out}"])
+
+
+def lines(plan: Plan, digits: int = 4) -> list[list[str]]:
+    """The cells of `table`: number, result, time and expression of each instruction."""
+    return [[str(i), *_line(c, digits)] for i, c in enumerate(plan.code)]
+
+
+def _line(c: Instruction, digits: int) -> list[str]:
+    if isinstance(c, Eval):
+        return [f"D{c.k}", f"{c.t:.{digits}f}", f"denoiser(X{c.x}, t)"]
+    if isinstance(c, Call):
+        return [f"X{c.dst}", f"{c.s:.{digits}f}", f"{c.name}(X{c.x}, D{c.k})"]
+    return [f"X{c.dst}", f"{c.t:.{digits}f}", expression(c, digits)]
 
 
 def expression(row: Row, digits: int = 4) -> str:

@@ -18,19 +18,23 @@ velocity    cos eps - sin D   (r_t/r_s) x_s + r_t int P dtheta,          theta =
 
 P is interpolated by a Lagrange polynomial in a coordinate tau through the nodes of the step, and the weights are
 Gauss-Legendre quadratures in float64.  No phi functions, no small-step special cases.  With P = D, P = eps or P = the
-flow velocity a constant denoiser is integrated exactly.  Both ends of time are exact: sigma_t = 0 and alpha_s = 0.
+flow velocity a constant denoiser is integrated exactly; with the angle's velocity, standard normal data are.  Both
+ends of time are exact: sigma_t = 0 and alpha_s = 0.
+
+The published solvers that are not exact interpolations differ only in the `Rule` that turns nodes into weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from retrodict.core.errors import InputError, near
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
+GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(48)
+GAUSS_NODES, GAUSS_WEIGHTS = (GAUSS_NODES + 1) / 2, GAUSS_WEIGHTS / 2  # on [0, 1]
 
 KINDS = ("data", "noise", "flow", "velocity")
 COORDINATES = ("lambda", "rho", "flow", "angle", "t")
@@ -89,7 +93,11 @@ class Levels:
         raise InputError(f"unknown prediction kind {kind!r}; known: {', '.join(KINDS)}.{near(kind, KINDS)}")
 
 
+#: The coordinate in which the kernel of a kind is simplest, and in which grids of inner nodes are laid.
 NATURAL = {"data": "lambda", "noise": "rho", "flow": "flow", "velocity": "angle"}
+
+#: The coordinate in which a kind is interpolated unless another is asked for.
+INTERPOLATION = {"data": "lambda", "noise": "lambda", "flow": "flow", "velocity": "angle"}
 
 
 def lagrange(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -103,9 +111,88 @@ def lagrange(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
     return basis
 
 
+@dataclass(frozen=True)
+class Quadrature:
+    """One batch of steps, ready to be turned into weights: arrays have one row a step.
+
+    Attributes:
+        nodes: tau at the nodes ``(rows, m)``.
+        points, mass: tau at the quadrature points and the kernel's mass there ``(rows, q)``.
+        start, h: lambda at the source and its change ``(rows,)``; lam: lambda at the points.
+        kind: prediction type.
+    """
+
+    nodes: np.ndarray
+    points: np.ndarray
+    mass: np.ndarray
+    start: np.ndarray
+    h: np.ndarray
+    lam: np.ndarray
+    kind: str
+
+
+Rule = Callable[[Quadrature], np.ndarray]
+
+
+def exact(q: Quadrature) -> np.ndarray:
+    """Integrate the interpolating polynomial against the kernel."""
+    return np.einsum("rmq,rq->rm", lagrange(q.nodes, q.points), q.mass)
+
+
+def midpoint(q: Quadrature) -> np.ndarray:
+    """Two nodes: the interpolant's value in the middle of the step, times the whole mass (DPM-Solver "midpoint",
+    Lu et al. 2022; the B(h) = e^hh - 1 of UniPC, Zhao et al. 2023)."""
+    if q.nodes.shape[1] != 2:
+        return exact(q)
+    return _in_the_middle(q) * q.mass.sum(-1)[:, None]
+
+
+def bh1(q: Quadrature) -> np.ndarray:
+    """Two nodes: as `midpoint`, with the mass of the difference replaced by h (UniPC's B(h) = hh)."""
+    if q.nodes.shape[1] != 2:
+        return exact(q)
+    total = q.mass.sum(-1)
+    share = q.h / np.abs(np.expm1(-q.h if q.kind == "data" else q.h))
+    at_middle = _in_the_middle(q)
+    # the node at the source carries whatever the other one leaves
+    source = np.argmin(np.abs(q.nodes - q.start[:, None]), axis=1)
+    rows = np.arange(len(total))
+    w = at_middle * (total * share)[:, None]
+    w[rows, source] = total - w[rows, 1 - source]
+    return w
+
+
+def official(q: Quadrature) -> np.ndarray:
+    """The published multistep weights of DPM-Solver and DPM-Solver++ (Lu et al. 2022): "midpoint" for two nodes, and
+    for three nodes half of the exact coefficient of the second difference, which makes them second order."""
+    if q.nodes.shape[1] != 3:
+        return midpoint(q)
+    second = ((q.lam - q.start[:, None]) ** 2 * q.mass).sum(-1)
+    gaps = q.nodes[:, :, None] - q.nodes[:, None, :] + np.eye(3)
+    return exact(q) - 0.5 * second[:, None] / gaps.prod(-1)
+
+
+def uniform(q: Quadrature) -> np.ndarray:
+    """Adams-Bashforth weights of equal steps whatever the steps are (PLMS and iPNDM, Liu et al. 2022)."""
+    m = q.nodes.shape[1]
+    shares = lagrange(-np.arange(m, dtype=np.float64)[None], GAUSS_NODES[None])[0] @ GAUSS_WEIGHTS
+    return q.mass.sum(-1)[:, None] * shares
+
+
+def _in_the_middle(q: Quadrature) -> np.ndarray:
+    return lagrange(q.nodes, (q.start + q.h / 2)[:, None])[:, :, 0]
+
+
 def step_weights(
-    levels: Levels, s: np.ndarray, t: np.ndarray, nodes: np.ndarray, kind: str, tau: str, kappa: float = 1.0,
-    time_at: object = None,
+    levels: Levels,
+    s: np.ndarray,
+    t: np.ndarray,
+    nodes: np.ndarray,
+    kind: str,
+    tau: str,
+    kappa: float = 1.0,
+    time_at: Callable[[np.ndarray], np.ndarray] | None = None,
+    rule: Rule = exact,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of ``x_t = a x_s + sum_j w_j P_j`` for many steps at once.
 
@@ -114,48 +201,70 @@ def step_weights(
         kind: prediction type; tau: interpolation coordinate.
         kappa: 1 for the ODE, 1 + eta^2 for the SDE (kinds data and noise).
         time_at: ``lambda array -> t array``, needed for tau = "t" only.
+        rule: how nodes become weights; all but `exact` and `uniform` are meant for tau = "lambda".
 
     Returns:
         a ``(rows,)`` and w ``(rows, m)``.
+
+    Raises:
+        InputError: a step that starts at alpha = 0 or ends at sigma = 0 in a coordinate that is infinite there.
     """
-    clean = levels.sigma[t] == 0
-    if kind == "data":
-        a, w = _data_weights(levels, s, t, nodes, tau, kappa, time_at, clean)
-    else:
-        a, w = _plain_weights(levels, s, t, nodes, kind, tau, kappa, time_at)
-    return a, w
-
-
-def _data_weights(
-    levels: Levels, s: np.ndarray, t: np.ndarray, nodes: np.ndarray, tau: str, kappa: float, time_at: object, clean: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    a, natural, mass = (_data_kernel if kind == "data" else _plain_kernel)(levels, s, t, kind, kappa)
+    if nodes.shape[1] == 1:
+        return a, mass.sum(-1)[:, None]
     axis = levels.coordinate(tau)
-    # the kernel k e^{-k(lambda_t - lambda)} dlambda is dv with v = e^{-k(lambda_t - lambda)} in (v_s, 1]: that
-    # variable stays finite for lambda_s = -inf and, with all its mass at the target, for lambda_t = +inf
+    if tau == NATURAL[kind]:
+        points = natural
+    else:
+        points = _convert(levels, natural if kind == "data" else lambda_of(kind, natural), tau, time_at)
+    clean = levels.sigma[t] == 0
+    if kind == "data" and clean.any():  # all of the mass sits at the target
+        points = np.where(clean[:, None], axis[t][:, None], points)
+    if not (np.isfinite(points).all() and np.isfinite(axis[nodes]).all()):
+        raise InputError(f"the coordinate {tau!r} is infinite at an end of time: a step there is of first order")
+    lam = natural if kind == "data" else lambda_of(kind, natural)
     with np.errstate(invalid="ignore"):
         h = levels.lam[t] - levels.lam[s]
-    h = np.where(clean, np.inf, h)
-    decay = np.exp(-kappa * h)
+    return a, rule(Quadrature(axis[nodes], points, mass, levels.lam[s], h, lam, kind))
+
+
+def _data_kernel(
+    levels: Levels, s: np.ndarray, t: np.ndarray, kind: str, kappa: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``(a, lambda at the points, mass)`` for data prediction: mass alpha_t k e^{-k(lambda_t - lambda)} dlambda."""
+    clean, blank = levels.sigma[t] == 0, levels.alpha[s] == 0
+    with np.errstate(invalid="ignore"):
+        h = np.where(clean | blank, np.inf, levels.lam[t] - levels.lam[s])
     extra = np.exp(-(kappa - 1) * h) if kappa > 1 else 1.0  # 0 * infinity at the ends otherwise
     a = np.where(clean, 0.0, levels.sigma[t] / levels.sigma[s] * extra)
-    if nodes.shape[1] == 1:
-        return a, (levels.alpha[t] * (1 - decay))[:, None]
-    if np.isinf(h[~clean]).any():
-        raise InputError("a step that starts at alpha = 0 is of first order: leave that level out of the history")
-    at_target = lagrange(axis[nodes], axis[t][:, None])[:, :, 0] if np.isfinite(axis[t]).all() else None
-    u = np.where(clean, 1.0, h)[:, None] * _NODES
-    points = _points(levels, tau, np.where(clean, 0.0, levels.lam[s])[:, None] + u, time_at)
-    basis = lagrange(axis[nodes], points)
-    mass = _WEIGHTS * np.where(clean, 1.0, h)[:, None] * kappa * np.exp(-kappa * (np.where(clean, 1.0, h)[:, None] - u))
-    w = levels.alpha[t][:, None] * np.einsum("rmq,rq->rm", basis, mass)
-    if clean.any():
-        if at_target is None:
-            raise InputError(f"the coordinate {tau!r} is infinite at the clean end: that step is of first order")
-        w = np.where(clean[:, None], levels.alpha[t][:, None] * at_target, w)
-    return a, w
+    finite = np.where(clean | blank, 0.0, h)[:, None]
+    points = np.where(blank, 0.0, levels.lam[s])[:, None] + finite * GAUSS_NODES
+    mass = GAUSS_WEIGHTS * finite * kappa * np.exp(-kappa * finite * (1 - GAUSS_NODES))
+    if blank.any():  # from lambda = -inf the kernel is uniform in v = e^{-k(lambda_t - lambda)}
+        points = np.where(
+            blank[:, None], np.where(clean, 0.0, levels.lam[t])[:, None] + np.log(GAUSS_NODES) / kappa, points
+        )
+    mass = np.where((clean | blank)[:, None], GAUSS_WEIGHTS, mass)
+    # the sum is known in closed form, and the constant-denoiser identity should hold to the last bit
+    mass *= (-np.expm1(-kappa * h) / mass.sum(-1))[:, None]
+    return a, points, levels.alpha[t][:, None] * mass
 
 
-def _points(levels: Levels, tau: str, lam: np.ndarray, time_at: object) -> np.ndarray:
+def _plain_kernel(
+    levels: Levels, s: np.ndarray, t: np.ndarray, kind: str, kappa: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``(a, natural coordinate at the points, mass)`` for kinds whose kernel is 1 in their natural coordinate."""
+    c, scale = levels.coordinate(NATURAL[kind]), levels.scale(kind)
+    if kind == "noise" and np.isinf(c[s]).any():
+        raise InputError("noise prediction cannot start at alpha = 0; use kind 'data' or 'flow', or start earlier")
+    width = (c[t] - c[s])[:, None]
+    mass = kappa * scale[t][:, None] * width * GAUSS_WEIGHTS
+    return scale[t] / scale[s], c[s][:, None] + width * GAUSS_NODES, mass
+
+
+def _convert(
+    levels: Levels, lam: np.ndarray, tau: str, time_at: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
     """The coordinate tau at given lambda."""
     if tau == "lambda":
         return lam
@@ -165,31 +274,13 @@ def _points(levels: Levels, tau: str, lam: np.ndarray, time_at: object) -> np.nd
         return 1 / (1 + np.exp(lam))
     if tau == "angle":
         return np.arctan(np.exp(-lam))
-    return time_at(lam)  # type: ignore[operator]
+    if time_at is None:
+        raise InputError("the coordinate 't' needs the process' time_at")
+    return time_at(lam)
 
 
-def _plain_weights(
-    levels: Levels, s: np.ndarray, t: np.ndarray, nodes: np.ndarray, kind: str, tau: str, kappa: float, time_at: object
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kinds whose kernel is 1 in their natural coordinate c: w_j = scale_t int ell_j(tau(c)) dc."""
-    c = levels.coordinate(NATURAL[kind])
-    scale = levels.scale(kind)
-    if kind == "noise" and np.isinf(c[s]).any():
-        raise InputError("noise prediction cannot start at alpha = 0; use kind 'data' or 'flow', or start earlier")
-    width = c[t] - c[s]
-    basis_axis = levels.coordinate(tau)
-    if nodes.shape[1] == 1:
-        w = width[:, None]
-    else:
-        points = c[s][:, None] + width[:, None] * _NODES
-        if tau != NATURAL[kind]:
-            points = _points(levels, tau, _lam_of(kind, points), time_at)
-        w = width[:, None] * np.einsum("rmq,q->rm", lagrange(basis_axis[nodes], points), _WEIGHTS)
-    return scale[t] / scale[s], kappa * scale[t][:, None] * w
-
-
-def _lam_of(kind: str, c: np.ndarray) -> np.ndarray:
-    """lambda from the natural coordinate of a kind."""
+def lambda_of(kind: str, c: np.ndarray) -> np.ndarray:
+    """lambda from the natural coordinate of a kind other than data."""
     if kind == "noise":
         return -np.log(c)
     if kind == "flow":
@@ -199,8 +290,9 @@ def _lam_of(kind: str, c: np.ndarray) -> np.ndarray:
 
 def noise_std(levels: Levels, s: np.ndarray, t: np.ndarray, kind: str, kappa: float) -> np.ndarray:
     """Standard deviation of the fresh noise of an SDE step: data and noise forms of stochasticity kappa."""
+    clean = levels.sigma[t] == 0
     with np.errstate(invalid="ignore"):
-        h = np.where(levels.sigma[t] == 0, np.inf, levels.lam[t] - levels.lam[s])
+        h = np.where(clean, 0.0, levels.lam[t] - levels.lam[s])
     if kind == "noise":
         return levels.sigma[t] * np.sqrt((kappa - 1) * np.expm1(2 * h))
     return levels.sigma[t] * np.sqrt(-np.expm1(-2 * (kappa - 1) * h))

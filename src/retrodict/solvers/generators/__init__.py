@@ -1,3 +1,11 @@
-"""Row generators: each solver in a few lines."""
+"""Row generators: each solver in a few lines.  Importing a module registers what it holds."""
 
-from retrodict.solvers.generators import first_order, multistep  # noqa: F401 - importing registers
+from retrodict.solvers.generators import (  # noqa: F401
+    corrected,
+    euler,
+    first_order,
+    multistep,
+    runge_kutta,
+    singlestep,
+    two_ended,
+)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrodict.solvers.build import Builder, solver
+from retrodict.core.errors import require
+from retrodict.solvers.builder import Builder
+from retrodict.solvers.registry import alias, solver
 
 
 def retention(b: Builder, i: int, eta: float) -> float:
@@ -24,19 +26,37 @@ def retention(b: Builder, i: int, eta: float) -> float:
 def ddim(b: Builder) -> int:
     """Denoising diffusion implicit models (Song, Meng and Ermon 2021, eq. (12)).
 
-    First order; deterministic at eta = 0, the DDPM posterior at eta = 1.
+    First order; deterministic at eta = 0, the DDPM posterior at eta = 1.  It is also Euler's method for the noise
+    in sigma/alpha, which k-diffusion and diffusers call "Euler".
     """
-    x, L = 0, b.levels
+    x = 0
     for i in range(b.n):
-        k = b.eval(x, i)
-        r = retention(b, i, b.eta)
-        ratio = r * L.sigma[i + 1] / L.sigma[i] if L.sigma[i] > 0 else 0.0
-        x = b.row(i + 1, {x: ratio}, {k: L.alpha[i + 1] - ratio * L.alpha[i]}, z=L.sigma[i + 1] * np.sqrt(1 - r * r))
+        x = b.frozen(x, b.eval(x, i), i, i + 1, retention(b, i, b.eta))
     return x
 
 
 @solver(
-    "ddpm", order=1, eta="always", claims=("constant", "variance", "order"),
+    "euler-ancestral",
+    order=1,
+    eta="share",
+    default_eta=1.0,
+    grid="karras",
+    claims=("constant", "variance", "order"),
+    ends=2,
+)
+def euler_ancestral(b: Builder) -> int:
+    """Euler in sigma/alpha down to sigma_down, then fresh noise (k-diffusion): DDIM of the same eta, 1 by default."""
+    return ddim(b)
+
+
+alias("euler-a", "euler-ancestral")
+
+
+@solver(
+    "ddpm",
+    order=1,
+    eta="always",
+    claims=("constant", "variance", "order"),
     without={"variance": "with variance='large' the forward variance is added, which is more than the marginal has"},
 )
 def ddpm(b: Builder, variance: str = "small") -> int:
@@ -45,28 +65,40 @@ def ddpm(b: Builder, variance: str = "small") -> int:
     ``variance="small"`` is the posterior variance; "large" the forward transition variance, with the same mean
     (it does not preserve the marginal variance).
     """
-    from retrodict.core.errors import require
-
     require(variance in ("small", "large"), f"variance is 'small' or 'large', got {variance!r}")
     x, L = 0, b.levels
     for i in range(b.n):
         k = b.eval(x, i)
         r = retention(b, i, b.eta)
+        if variance == "small" or L.sigma[i + 1] == 0 or L.alpha[i] == 0:
+            x = b.frozen(x, k, i, i + 1, r)
+            continue
         ratio = r * L.sigma[i + 1] / L.sigma[i]
-        z = L.sigma[i + 1] * np.sqrt(1 - r * r)
-        if variance == "large" and L.sigma[i + 1] > 0 and L.alpha[i] > 0:
-            z = np.sqrt(L.sigma[i] ** 2 - (L.alpha[i] / L.alpha[i + 1]) ** 2 * L.sigma[i + 1] ** 2)
-        x = b.row(i + 1, {x: ratio}, {k: L.alpha[i + 1] - ratio * L.alpha[i]}, z=z)
+        forward = L.sigma[i] ** 2 - (L.alpha[i] / L.alpha[i + 1]) ** 2 * L.sigma[i + 1] ** 2
+        x = b.row(i + 1, {x: ratio}, {k: L.alpha[i + 1] - ratio * L.alpha[i]}, z=np.sqrt(forward))
     return x
 
 
-@solver("step", order=None, eta="share", grid="uniform", claims=("bridge",), ends=2,
-        without={"constant": "rows are opaque; the process' own bridge is tested instead"})
+@solver(
+    "step",
+    order=None,
+    eta="share",
+    grid="uniform",
+    claims=("bridge",),
+    ends=2,
+    without={
+        "constant": "rows are opaque; the process' own bridge is tested instead",
+        "order": "it depends on the process and on what of the belief is pushed",
+        "variance": "rows are opaque; the process' own bridge is tested instead",
+    },
+)
 def step(b: Builder, belief_as: str = "auto") -> int:
     """The process' own reverse step: its bridge pushes the belief (any process; the default for tokens).
 
     ``belief_as``: "mean", "gaussian", "marginal", "sample"; "auto" is the marginal for tokens, else the mean.
     """
+    known = ("auto", "mean", "gaussian", "marginal", "sample")
+    require(belief_as in known, f"belief_as is one of {', '.join(known)}; got {belief_as!r}")
     x = 0
     for i in range(b.n):
         k = b.eval(x, i)

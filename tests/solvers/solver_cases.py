@@ -1,0 +1,119 @@
+"""What the solver tests share: mixtures that are written down, processes, and the options of each solver."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+import retrodict as rd
+from retrodict.exact import GaussianMixture
+from retrodict.processes import GaussianPath, Process
+
+#: Three isotropic components of standard deviation about .8.
+M8 = GaussianMixture(
+    [0.2861, 0.4715, 0.2424],
+    [[0.5884, -0.3353], [-0.4793, -1.8076], [1.5667, -0.9498]],
+    [0.4963**2, 0.6136**2, 0.9542**2],
+)
+
+#: Five narrower components; the mixture on which `auto` is judged.
+FRONTIER = GaussianMixture(
+    [0.30, 0.20, 0.20, 0.15, 0.15],
+    [[1.2, 0], [-0.8, 0.9], [-0.8, -0.9], [0.3, 1.6], [0.4, -1.5]],
+    [0.25**2, 0.35**2, 0.30**2, 0.20**2, 0.40**2],
+)
+
+
+def interpolant() -> GaussianPath:
+    """The bridge of Brownian motion between two data sets: no noise at either end."""
+    return GaussianPath(lambda t: 1 - t, lambda t: (t * (1 - t)).sqrt(), lambda t: t)
+
+
+ONE_ENDED: dict[str, Process] = {
+    "vp-linear": rd.VP("linear"),
+    "vp-cosine": rd.VP("cosine"),
+    "vp-scaled-linear": rd.VP("scaled-linear"),
+    "ddpm-table": rd.DDPM(),
+    "subvp": rd.SubVP(),
+    "ve": rd.VE(),
+    "edm": rd.EDM(),
+    "rectified-flow": rd.RectifiedFlow(),
+}
+
+#: Solver options beside the defaults; "eta" is the plan's, "lacks" names claims that these options give up.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "adams": [
+        {"order": 3, "kind": "noise"},
+        {"order": 4, "kind": "flow"},
+        {"order": 2, "kind": "velocity", "corrector": True, "lacks": ("constant",)},
+        {"order": 3, "corrector": True},
+        {"order": 3, "kind": "noise", "corrector": True, "tau": "rho"},
+        {"order": 2, "tau": "angle"},
+        {"order": 2, "tau": "t"},
+        {"order": 2, "eta": 0.6},
+        {"order": 3, "eta": 1.0},
+        {"order": 2, "kind": "noise", "eta": 1.0, "lacks": ("variance",)},
+    ],
+    "ddim": [{"eta": 0.5}, {"eta": 1.0}],
+    "ddpm": [{"variance": "large", "lacks": ("variance",)}],
+    "deis": [{"variant": "rhoab", "degree": 3}, {"variant": "logrho"}, {"final": True}],
+    "dpm-solver": [
+        {"order": 1},
+        {"order": 2, "weights": "midpoint"},
+        {"order": 3},
+        {"order": 3, "weights": "official"},
+    ],
+    "dpm-solver++": [
+        {"order": 1},
+        {"order": 2, "weights": "midpoint"},
+        {"order": 3},
+        {"order": 3, "weights": "official"},
+    ],
+    "sde-dpm-solver++": [{"order": 1}, {"order": 2, "weights": "midpoint"}, {"order": 3}, {"eta": 0.3}],
+    "dpm-solver++-2s": [{"weights": "exact"}, {"nodes": "grid"}],
+    "dpm-solver++-3s": [{"nodes": "grid"}],
+    "edm": [{"s_churn": 0.0}, {"s_noise": 1.05, "lacks": ("variance", "order")}],
+    "euler-ancestral": [{"eta": 0.5}],
+    "euler-maruyama": [{"eta": 0.5}],
+    "flow-sde": [{"epsilon": lambda t: 1 + t}, {"eta": 0.4}],
+    "pc": [
+        {"corrections": 2},
+        {"predictor": "ddim"},
+        {"predictor": "none"},
+        {"predictor": "reverse-diffusion", "lacks": ("constant", "variance")},
+    ],
+    "plms": [{"order": 2}, {"warmup": "heun"}, {"warmup": "runge-kutta"}],
+    "rho-rk": [{"tableau": t} for t in ("midpoint", "kutta3", "heun3", "ralston3", "ssp3", "rk4", "bogacki-shampine")]
+    + [{"kind": "velocity", "lacks": ("constant",)}, {"tableau": "midpoint", "kind": "flow"}],
+    "unipc": [
+        {"order": 1},
+        {"order": 3},
+        {"variant": "bh1"},
+        {"variant": "exact"},
+        {"kind": "noise", "order": 3},
+        {"disable_corrector": (0, 2)},
+    ],
+}
+
+
+def cases() -> list[tuple[str, dict[str, Any]]]:
+    """``(solver, options)`` for every registered solver: its defaults and its variants."""
+    names = sorted({entry.name for _, entry in rd.solvers.solvers.items()})
+    return [(name, options) for name in names for options in [{}, *VARIANTS.get(name, [])]]
+
+
+def case_id(case: tuple[str, dict[str, Any]]) -> str:
+    """A readable test id."""
+    name, options = case
+    shown = ",".join(f"{k}={v if not callable(v) else 'function'}" for k, v in options.items() if k != "lacks")
+    return f"{name}({shown})" if shown else name
+
+
+@cache
+def starts(process_name: str, n: int = 64, dim: int = 2) -> torch.Tensor:
+    """Starts at t = 1, the same in every test."""
+    process = ONE_ENDED[process_name]
+    z = torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return z * float(process.sigma(1.0))
