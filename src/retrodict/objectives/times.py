@@ -20,6 +20,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError, require
 from retrodict.core.registry import Registry
 from retrodict.processes import GaussianPath, Process
+from retrodict.processes.gaussian import derivative
 
 _EDGE = 1e-9  # the ends of the unit interval, where logarithms of the time are infinite, are left out
 _LOG_SNR_SPAN = 10.0  # beyond this half log-SNR one of data and noise has e^-20 of the other's variance
@@ -230,7 +231,7 @@ time_laws.add("importance", value=Importance)
 
 def log_snr_rate(path: GaussianPath, t: Tensor) -> Tensor:
     """d lambda / dt, negative, in float64."""
-    return torch.func.jvp(path.log_snr, (t,), (torch.ones_like(t),))[1]
+    return derivative(path.log_snr, t)
 
 
 def _path(process: Process) -> GaussianPath:

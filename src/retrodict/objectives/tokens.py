@@ -24,6 +24,7 @@ from retrodict.objectives.regression import Objective
 from retrodict.objectives.times import TimeLaw
 from retrodict.objectives.weightings import ELBO, Weighting
 from retrodict.processes import Process, TokenBridge
+from retrodict.processes.gaussian import derivative
 
 
 class TokenRegression(Objective):
@@ -68,8 +69,7 @@ class TokenRegression(Objective):
 
 def reveal_rate(process: TokenBridge, t: Tensor) -> Tensor:
     """r(t) = -keep'/(1 - keep), float64."""
-    keep, slope = torch.func.jvp(process.keep, (t,), (torch.ones_like(t),))
-    return -slope / (1 - keep)
+    return -derivative(process.keep, t) / (1 - process.keep(t))
 
 
 def divergence(process: TokenBridge, log_p: Tensor, x0: Tensor, x_t: Tensor, x1: Tensor | None) -> Tensor:

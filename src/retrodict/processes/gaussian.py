@@ -93,21 +93,21 @@ class GaussianPath(Process):
 
     def drift(self, t: float | Tensor) -> Tensor:
         """f of ``dx = f x dt + g dW``."""
-        return _derivative(self.log_alpha, as_time(t))
+        return derivative(self.log_alpha, as_time(t))
 
     def dispersion2(self, t: float | Tensor) -> Tensor:
         """g^2 of ``dx = f x dt + g dW``."""
         t = as_time(t)
-        return -2 * self.sigma(t) ** 2 * _derivative(lambda u: self.log_alpha(u) - self.log_sigma(u), t)
+        return -2 * self.sigma(t) ** 2 * derivative(lambda u: self.log_alpha(u) - self.log_sigma(u), t)
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Time derivatives ``(alpha', beta', sigma')``."""
         t = as_time(t)
-        return tuple(_derivative(c, t) for c in (self.alpha, self.beta, self.sigma))  # type: ignore[return-value]
+        return tuple(derivative(c, t) for c in (self.alpha, self.beta, self.sigma))  # type: ignore[return-value]
 
     def noise_rate(self, t: float | Tensor) -> Tensor:
         """sigma sigma', half the rate of the noise's variance: finite where sigma' alone is not."""
-        return _derivative(lambda u: self.sigma(u) ** 2 / 2, as_time(t))
+        return derivative(lambda u: self.sigma(u) ** 2 / 2, as_time(t))
 
     def schedule(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``(alpha, sigma, lambda)`` as float64 arrays over a whole grid: what plans are built from."""
@@ -267,9 +267,12 @@ def _check_eta(eta: float) -> None:
         raise InputError(f"eta is the share of admissible noise, between 0 and 1; got {eta}")
 
 
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt, element by element, by forward-mode differentiation."""
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt of a function that acts element by element."""
+    with torch.inference_mode(False), torch.enable_grad():
+        u = t.detach().clone().requires_grad_()
+        value = function(u)
+        return torch.autograd.grad(value.sum(), u)[0] if value.requires_grad else torch.zeros_like(t)
 
 
 def _retention(A_t: Lin, S_t: Lin, A_s: Lin, S_s: Lin, eta: float) -> tuple[Lin, Lin]:

@@ -24,6 +24,8 @@ from retrodict.core.errors import InputError, near
 from retrodict.processes.gaussian import GaussianPath, as_time, log1mexp
 from retrodict.processes.process import processes
 
+_OFFSET = 0.008 / 1.008 * math.pi / 2  # angle at which the cosine schedule begins
+
 
 class _LogPath(GaussianPath):
     """A scalar path with one end, given by accurate logarithms."""
@@ -81,15 +83,10 @@ class VP(_LogPath):
             r0, dr = math.sqrt(b0), math.sqrt(b1) - math.sqrt(b0)
             return -0.5 * t * (b0 + t * (r0 * dr + t * dr**2 / 3))
         if self.schedule_name == "cosine":
-            # cos(a + b t) / cos(a), as log(1 - 2 sin^2(./2) ...) would lose nothing either: cos is exact enough
-            return torch.log(self._cosine(t))
+            # cos(o + swept) / cos(o) = sin(angle left) / cos(o), without cancellation at t = 1
+            left = (1 - t) * (math.pi / 2 - _OFFSET)
+            return torch.log((torch.sin(left) / math.cos(_OFFSET)).clamp(0, 1))
         return self._interpolate(t)
-
-    @staticmethod
-    def _cosine(t: Tensor) -> Tensor:
-        offset = 0.008 / 1.008 * math.pi / 2
-        angle = offset + t * (math.pi / 2 - offset)
-        return (torch.cos(angle) / math.cos(offset)).clamp(0, 1)
 
     def _interpolate(self, t: Tensor) -> Tensor:
         table = self._table.to(t.device)
@@ -101,9 +98,9 @@ class VP(_LogPath):
     def log_sigma(self, t: Tensor) -> Tensor:
         if self.schedule_name == "cosine":
             # 1 - cos^2(x)/cos^2(o) = sin(x - o) sin(x + o) / cos^2(o), without cancellation at t = 0
-            o = 0.008 / 1.008 * math.pi / 2
-            swept = t * (math.pi / 2 - o)
-            return 0.5 * torch.log(torch.sin(swept) * torch.sin(swept + 2 * o)) - math.log(math.cos(o))
+            swept = t * (math.pi / 2 - _OFFSET)
+            product = torch.sin(swept) * torch.sin(swept + 2 * _OFFSET)
+            return 0.5 * torch.log(product) - math.log(math.cos(_OFFSET))
         return 0.5 * log1mexp(2 * self.log_alpha(t))
 
     def time_at(self, log_snr: float | Tensor) -> Tensor:
@@ -114,15 +111,21 @@ class VP(_LogPath):
             b0, db = self.beta_min, self.beta_max - self.beta_min
             t = 4 * minus_log_alpha / (b0 + torch.sqrt(b0**2 + 4 * db * minus_log_alpha))
         elif self.schedule_name == "cosine":
-            o = 0.008 / 1.008 * math.pi / 2
-            # cos^2 = alpha^2 cos^2(o); through the sine where alpha is near 1
-            sine2 = math.sin(o) ** 2 + math.cos(o) ** 2 * torch.sigmoid(-2 * lam)
-            t = (torch.asin(sine2.clamp(0, 1).sqrt()) - o) / (math.pi / 2 - o)
+            t = self._invert_cosine(torch.sigmoid(2 * lam), torch.sigmoid(-2 * lam))
         elif isinstance(self.schedule_name, str):
             return super().time_at(lam)
         else:
             t = self._invert_table(minus_log_alpha)
         return t.clamp(0, 1)
+
+    @staticmethod
+    def _invert_cosine(alpha2: Tensor, sigma2: Tensor) -> Tensor:
+        """t, through the angle left at the noisy end and through the angle swept at the clean end."""
+        o, shrink = _OFFSET, math.cos(_OFFSET)
+        left = torch.asin(alpha2.sqrt() * shrink)
+        reached = torch.asin((math.sin(o) ** 2 + sigma2 * shrink**2).clamp(max=1).sqrt())
+        swept = torch.asin((sigma2 * shrink**2 / torch.sin(reached + o)).clamp(max=1))
+        return torch.where(alpha2 < 0.5, 1 - left / (math.pi / 2 - o), swept / (math.pi / 2 - o))
 
     def _invert_table(self, minus_log_alpha: Tensor) -> Tensor:
         table = -self._table.to(minus_log_alpha.device)

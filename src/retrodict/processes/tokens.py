@@ -90,7 +90,7 @@ class TokenBridge(Process):
         keep_t, keep_s = self.keep(t).to(x_t.device), self.keep(s).to(x_t.device)
         # min(1, (1 - keep_s) / keep_t) without dividing by keep_t = 0 at t = 1
         remask = eta * torch.where(keep_t > 1 - keep_s, (1 - keep_s) / keep_t.clamp_min(1e-300), 1.0)
-        reveal = (keep_s - (1 - remask) * keep_t) / (1 - keep_t)
+        reveal = ((keep_s - (1 - remask) * keep_t) / (1 - keep_t)).clamp(0, 1)  # rounding leaves [0, 1]
         u = torch.where(self.hidden(x_t, x1), _leading(reveal, x_t.ndim), _leading(1 - remask, x_t.ndim))
         return Flip(u, self.other(x_t, x1), self.classes)
 
