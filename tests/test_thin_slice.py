@@ -11,7 +11,9 @@ from retrodict.core.noise import KeyedNoise
 from retrodict.kernels import Factor, Gaussian, LinearGaussian, Quadratic
 
 
-def _dense_smoother(A: torch.Tensor, Q: torch.Tensor, H: torch.Tensor, R: torch.Tensor, P0: torch.Tensor, y: torch.Tensor):
+def _dense_smoother(
+    A: torch.Tensor, Q: torch.Tensor, H: torch.Tensor, R: torch.Tensor, P0: torch.Tensor, y: torch.Tensor
+):
     """Condition the joint Gaussian of a whole chain on its observations, by one dense solve."""
     n, d = len(y), len(A)
     mean_map = torch.zeros(n * d, n * d + d, dtype=torch.float64)  # states from (x0, w1..): unrolled by hand
@@ -29,7 +31,11 @@ def _dense_smoother(A: torch.Tensor, Q: torch.Tensor, H: torch.Tensor, R: torch.
     flat = y.flatten()
     post = joint - gain @ observe @ joint
     evidence = torch.distributions.MultivariateNormal(torch.zeros(len(flat), dtype=torch.float64), total).log_prob(flat)
-    return (gain @ flat).view(n, d), torch.stack([post[i * d : (i + 1) * d, i * d : (i + 1) * d] for i in range(n)]), evidence
+    return (
+        (gain @ flat).view(n, d),
+        torch.stack([post[i * d : (i + 1) * d, i * d : (i + 1) * d] for i in range(n)]),
+        evidence,
+    )
 
 
 def test_the_kernel_that_noises_images_also_smooths_a_chain():
@@ -117,7 +123,8 @@ def test_a_population_corrects_a_product_of_two_experts():
 def masked_digits():
     """A masked process on binarised digits, with the same fit as everything else."""
     process = rd.Masked(2)
-    return rd.fit(process, "binary-digits", steps=150, batch_size=128, lr=2e-3, seed=0, progress=False)
+    small = {"hidden": 48, "depth": 2}
+    return rd.fit(process, "binary-digits", network_options=small, steps=120, batch_size=64, lr=4e-3, progress=False)
 
 
 def test_masked_digits_train_and_sample_through_the_same_verbs(masked_digits):

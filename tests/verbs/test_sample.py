@@ -39,7 +39,13 @@ def test_sample_i_is_the_same_for_every_batch_size(words):
 def _one_of_two(rank: int, port: int, path: str) -> None:
     import os
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+    }
     from accelerate import PartialState
 
     PartialState(cpu=True, backend="gloo")
@@ -77,7 +83,9 @@ def test_a_middle_start_continues_a_path():
     """Corrupting exact data to t = .5 and running back from there keeps the law's moments."""
     plan = rd.plan("adams", PATH, steps=40, order=2).between(0.5)
     data = LAW.sample(4000, seed=1)
-    half = PATH.corrupt(data, 0.5, torch.randn(data.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    half = PATH.corrupt(
+        data, 0.5, torch.randn(data.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     x = rd.sample(LAW.denoiser(PATH), 4000, plan=plan, init=half, **QUIET).x
     assert torch.allclose(x.mean(0), LAW.mean, atol=0.06)  # 4 standard errors
     assert torch.allclose(x.T.cov(), LAW.covariance, atol=0.09)
@@ -126,7 +134,10 @@ def test_a_non_finite_network_is_named_with_its_time():
         ({"n": 1, "nfe": 4, "population": True}, "population of one"),
         ({"n": 4, "nfe": 4, "batch_size": 0}, "batch_size"),
         ({"n": 4, "nfe": 4, "guidance": float("nan")}, "finite"),
-        ({"n": 2, "nfe": 4, "guidance": 2.0, "population": True, "label": torch.tensor([0, 1])}, "share their conditions"),
+        (
+            {"n": 2, "nfe": 4, "guidance": 2.0, "population": True, "label": torch.tensor([0, 1])},
+            "share their conditions",
+        ),
     ],
 )
 def test_bad_words_raise_before_any_work(words, message):

@@ -179,7 +179,9 @@ def _promote(a: Lin, b: Lin) -> tuple[Lin, Lin]:
 
 
 def _expand(a: Lin, event: int) -> Lin:
-    return a if a.event == event or a.kind == "dense" else Lin(a._aligned(a.value.ndim - a.event + event), a.kind, event)
+    return (
+        a if a.event == event or a.kind == "dense" else Lin(a._aligned(a.value.ndim - a.event + event), a.kind, event)
+    )
 
 
 def _lift(low: Lin, high: Lin) -> Lin:

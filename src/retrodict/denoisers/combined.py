@@ -149,8 +149,11 @@ class Guided(Product):
         for name, null in self._nulls.items():
             value = over_batch(condition.get(name, null), len(x), x.device)
             doubled[name] = torch.cat([over_batch(null, len(x), x.device).to(value), value])
-        rest = {k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
-                for k, v in condition.items() if k not in doubled}
+        rest = {
+            k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
+            for k, v in condition.items()
+            if k not in doubled
+        }
         t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         null_mean, mean = self.experts[1](torch.cat([x, x]), t2, **doubled, **rest).chunk(2)
         return torch.lerp(null_mean, mean, self.guidance)
@@ -164,9 +167,7 @@ class Thresholded(Denoiser):
             clips each sample at its own quantile of |x0| (at least 1) and divides by it.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0, quantile: float | None = None
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0, quantile: float | None = None) -> None:
         super().__init__(denoiser.process, denoiser.shape, denoiser.conditions)
         if quantile is not None and not 0 < quantile < 1:
             raise InputError(f"a quantile is between 0 and 1, got {quantile}")
@@ -188,4 +189,3 @@ class Thresholded(Denoiser):
 
     def final(self, step: Step) -> Tensor:
         return self.denoiser.final(step)
-

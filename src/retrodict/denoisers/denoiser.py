@@ -64,7 +64,9 @@ class Denoiser(nn.Module):
     weighted: bool = False
     scale: Any  # no class-level value: it would hide the submodule
 
-    def __init__(self, process: Process, shape: tuple[int, ...] | None = None, conditions: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, process: Process, shape: tuple[int, ...] | None = None, conditions: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.process, self.shape, self.conditions = process, shape, dict(conditions or {})
         self.scale = None
@@ -99,8 +101,10 @@ class Denoiser(nn.Module):
         for name in condition:
             if name not in self.conditions:
                 known = ", ".join(self.conditions) or "none"
-                raise InputError(f"unknown condition or option {name!r}; conditions of this denoiser: {known}."
-                                 f"{near(name, self.conditions)}")
+                raise InputError(
+                    f"unknown condition or option {name!r}; conditions of this denoiser: {known}."
+                    f"{near(name, self.conditions)}"
+                )
 
     @property
     def device(self) -> torch.device:

@@ -96,7 +96,9 @@ class Wrapped(Denoiser):
     def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The network's raw output F."""
         c_in, _, _ = self.coefficients(t, x)
-        return self.network(x if isinstance(c_in, float) else x * c_in, self._clock(t).to(x.dtype), **self._filled(x, condition))
+        return self.network(
+            x if isinstance(c_in, float) else x * c_in, self._clock(t).to(x.dtype), **self._filled(x, condition)
+        )
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         t = batch_time(t, x)
@@ -127,7 +129,11 @@ def over_batch(value: Any, batch: int, device: torch.device) -> Tensor:
     value = torch.as_tensor(value, device=device)
     if value.ndim and value.shape[0] == batch:
         return value
-    return value.expand(batch, *value.shape) if value.ndim == 0 or value.shape[0] != 1 else value.expand(batch, *value.shape[1:])
+    return (
+        value.expand(batch, *value.shape)
+        if value.ndim == 0 or value.shape[0] != 1
+        else value.expand(batch, *value.shape[1:])
+    )
 
 
 class TwoEnded(Wrapped):
@@ -184,7 +190,11 @@ class TokenDenoiser(Denoiser):
     """
 
     def __init__(
-        self, network: nn.Module, process: TokenBridge, *, shape: tuple[int, ...] | None = None,
+        self,
+        network: nn.Module,
+        process: TokenBridge,
+        *,
+        shape: tuple[int, ...] | None = None,
         conditions: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(process, shape, conditions)

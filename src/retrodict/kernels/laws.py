@@ -65,7 +65,7 @@ class Gaussian:
         return post, h.integrate(self)
 
 
-def Point(x: Tensor) -> Gaussian:  # noqa: N802 - reads as a law
+def Point(x: Tensor) -> Gaussian:
     """A point mass at ``x``."""
     return Gaussian(x, Lin.scalar(torch.zeros((), dtype=x.dtype, device=x.device)))
 

@@ -35,9 +35,7 @@ def score(path: GaussianPath, x: Tensor, t: float | Tensor, x0: Tensor, x1: Tens
     return -_ratio(_ratio(_remainder(path, x, t, x0, x1), sigma), sigma)
 
 
-def velocity(
-    path: GaussianPath, x: Tensor, t: float | Tensor, x0: Tensor, x1: Tensor | None = None
-) -> Tensor:
+def velocity(path: GaussianPath, x: Tensor, t: float | Tensor, x0: Tensor, x1: Tensor | None = None) -> Tensor:
     """E[dx_t/dt | x], whose flow carries the law of x_t, from the means of the ends."""
     t = as_time(t, x.device)
     sigma, product = _at(path.sigma(t), x), _at(path.noise_rate(t), x)
@@ -51,9 +49,7 @@ def drift(path: GaussianPath, x: Tensor, t: float | Tensor, x0: Tensor, x1: Tens
     return da * x0 if x1 is None else da * x0 + db * x1
 
 
-def ends(
-    path: GaussianPath, x: Tensor, t: float | Tensor, drift: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def ends(path: GaussianPath, x: Tensor, t: float | Tensor, drift: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Means of both ends from the drift v and the noise E."""
     if len(path.ends) != 2:
         raise InputError("the ends follow from drift and noise on a path with two ends; this path has one")
@@ -67,9 +63,7 @@ def ends(
 def _remainder(path: GaussianPath, x: Tensor, t: float | Tensor, x0: Tensor, x1: Tensor | None) -> Tensor:
     """x - A x0 - B x1."""
     if (x1 is None) != (len(path.ends) == 1):
-        raise InputError(
-            f"this path has the ends {', '.join(path.ends)}: pass the mean of each and of no other"
-        )
+        raise InputError(f"this path has the ends {', '.join(path.ends)}: pass the mean of each and of no other")
     t = as_time(t, x.device)
     rest = x - _at(path.alpha(t), x) * x0
     return rest if x1 is None else rest - _at(path.beta(t), x) * x1

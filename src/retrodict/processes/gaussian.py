@@ -195,7 +195,7 @@ class GaussianPath(Process):
             return LinearGaussian(A_t, offset, S_t @ S_t.T)
         if self.scalar:
             gain = (self.log_alpha(t) - self.log_alpha(s)).exp()
-            spread = -self.sigma(t) ** 2 * torch.expm1(2 * (self.log_snr(t) - self.log_snr(s)))
+            spread = -(self.sigma(t) ** 2) * torch.expm1(2 * (self.log_snr(t) - self.log_snr(s)))
             return LinearGaussian(Lin.scalar(gain), 0.0, Lin.scalar(spread))
         A_s, _, S_s = self._coefficients(s)
         carry = A_t @ A_s.inv()

@@ -84,9 +84,7 @@ class Interpolant(GaussianPath):
         if gamma is not None and gamma not in BUMPS:
             raise InputError(f"unknown gamma {gamma!r}; known: {', '.join(BUMPS)}.{near(gamma, BUMPS)}")
         require(scale > 0, f"scale of gamma is positive, got {scale}; for no noise use gamma='zero'")
-        require(
-            kind != "one-sided" or gamma is None, "a one-sided interpolant has no gamma: its end is the noise"
-        )
+        require(kind != "one-sided" or gamma is None, "a one-sided interpolant has no gamma: its end is the noise")
         self.kind, self.gamma, self.scale = kind, gamma, float(scale)
         default = "sin2" if kind == "encoding-decoding" else "brownian"
         self._bump = BUMPS[default if gamma is None else gamma]

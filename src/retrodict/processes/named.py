@@ -140,7 +140,7 @@ class VP(_LogPath):
         return config
 
 
-def DDPM(  # noqa: N802 - reads as a process
+def DDPM(
     levels: int = 1000, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> VP:
     """The discrete chain of Ho et al. (2020) as a `VP` table: level n at t = (n + 1)/levels.
@@ -159,7 +159,9 @@ def DDPM(  # noqa: N802 - reads as a process
         bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
     else:
-        raise InputError(f"unknown schedule {schedule!r}; known: {', '.join(VP.SCHEDULES)}.{near(schedule, VP.SCHEDULES)}")
+        raise InputError(
+            f"unknown schedule {schedule!r}; known: {', '.join(VP.SCHEDULES)}.{near(schedule, VP.SCHEDULES)}"
+        )
     return VP(betas)
 
 

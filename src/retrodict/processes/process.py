@@ -53,9 +53,7 @@ class Process:
         """The forward kernel from x_s to x_t; ``s = 0`` means the clean datum and always exists."""
         raise NotImplementedError
 
-    def bridge(
-        self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float, x1: Tensor | None = None
-    ) -> Kernel:
+    def bridge(self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float, x1: Tensor | None = None) -> Kernel:
         """The kernel from x0 to x_s (s < t) given x_t; ``eta`` in [0, 1] is the share of admissible noise.
 
         For every eta it maps the law of x_t given x0 to the law of x_s given x0.

@@ -82,9 +82,7 @@ class TokenBridge(Process):
         other = self.other(torch.zeros((), dtype=torch.long), x1)
         return Flip(_leading(keep, max(other.ndim, 1)) if keep.ndim else keep, other, self.classes)
 
-    def bridge(
-        self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float, x1: Tensor | None = None
-    ) -> Flip:
+    def bridge(self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float, x1: Tensor | None = None) -> Flip:
         if not 0 <= eta <= 1:
             raise InputError(f"eta is the share of admissible remasking, between 0 and 1; got {eta}")
         keep_t, keep_s = self.keep(t).to(x_t.device), self.keep(s).to(x_t.device)

@@ -161,7 +161,7 @@ class Engine:
             total=self.settings.steps,
             initial=self.start,
             unit="step",
-            disable=not (progress and first),
+            disable=None if progress and first else True,  # None: only where a person watches
             leave=False,
         )
 

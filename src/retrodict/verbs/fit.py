@@ -82,8 +82,10 @@ def fit(
     net = _network(process, dataset, network, network_options or {}, seed)
     config = _config(process, dataset, other, net, scaler, predicts)
     options = {"steps": steps or _DEFAULT_STEPS, "seed": seed, "pairing": pairing} | training
-    config["training"] = options | {"objective": objective if isinstance(objective, str) else type(objective).__name__,
-                                    "objective_options": objective_options or {}}
+    config["training"] = options | {
+        "objective": objective if isinstance(objective, str) else type(objective).__name__,
+        "objective_options": objective_options or {},
+    }
     folder = None if out is None else RunFolder(out)
     if folder is not None and resume is not False and folder.check(config) == "finished":
         return load(folder.path, None if device == "auto" else device)
@@ -91,8 +93,16 @@ def fit(
     batches, independent = _batches(process, dataset, other, pairing, scaler)
     loss = _Loss(_objective(process, objective, objective_options or {}), independent)
     result = train(
-        denoiser, loss, batches, steps=options["steps"], seed=seed, out=out, resume=resume, device=device,
-        config=config if folder is not None else None, **training,
+        denoiser,
+        loss,
+        batches,
+        steps=options["steps"],
+        seed=seed,
+        out=out,
+        resume=resume,
+        device=device,
+        config=config if folder is not None else None,
+        **training,
     )
     trained: Denoiser = result.module
     if folder is not None:
@@ -108,7 +118,9 @@ def _check_words(process: Process, training: dict[str, Any]) -> None:
         raise InputError(f"fit takes a process first, for example VP('cosine'); got {type(process).__name__}")
     for name in training:
         if name not in _TRAINING:
-            raise InputError(f"unknown option {name!r} of fit; training options: {', '.join(_TRAINING)}.{near(name, _TRAINING)}")
+            raise InputError(
+                f"unknown option {name!r} of fit; training options: {', '.join(_TRAINING)}.{near(name, _TRAINING)}"
+            )
 
 
 def _check_ends(process: Process, data: Data, other: Data | None) -> None:
@@ -138,7 +150,9 @@ def _network(process: Process, data: Data, network: str | Network, options: dict
     shape = tuple(data.x.shape[1:])
     specs: dict[str, Any] = {}
     for name, value in data.conditions.items():
-        specs[name] = tuple(value.shape[1:]) if value.is_floating_point() else data.classes.get(name, int(value.max()) + 1)
+        specs[name] = (
+            tuple(value.shape[1:]) if value.is_floating_point() else data.classes.get(name, int(value.max()) + 1)
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(process, TokenBridge):
@@ -146,7 +160,9 @@ def _network(process: Process, data: Data, network: str | Network, options: dict
             return make_network(network, shape, conditions=specs, layout="tokens", **words)
         ends = len(process.ends)
         channels = shape[0] if data.layout == "image" else shape[-1]
-        return make_network(network, shape, conditions=specs, layout=data.layout, out_channels=channels * ends, **options)
+        return make_network(
+            network, shape, conditions=specs, layout=data.layout, out_channels=channels * ends, **options
+        )
 
 
 def _config(
@@ -206,7 +222,9 @@ class _Loss:
         return self.objective(denoiser, batch, generator)
 
 
-def _batches(process: Process, data: Data, other: Data | None, pairing: str, scale: Scale) -> tuple[dict[str, Tensor], Tensor | None]:
+def _batches(
+    process: Process, data: Data, other: Data | None, pairing: str, scale: Scale
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """``(named tensors of equal length, independent other end or None)`` in the model's units."""
     units = (lambda x: x.long()) if process.state == "tokens" else (lambda x: scale(x.float()))
     batches = {"x0": units(data.x), **data.conditions}
@@ -225,5 +243,7 @@ def _finish(folder: RunFolder, denoiser: Denoiser, process: Process) -> None:
     """What a finished run holds beside its log: a default plan and, last, the weights."""
     steps = {"nfe": 20} if process.state == "real" else {"steps": 64}
     choice = auto.choose(process, 20)
-    make_plan(choice.solver, process, grid=choice.grid, eta=choice.eta, **steps, **choice.options).save(folder.path / "plan.json")
+    make_plan(choice.solver, process, grid=choice.grid, eta=choice.eta, **steps, **choice.options).save(
+        folder.path / "plan.json"
+    )
     save_weights(denoiser, folder.model)

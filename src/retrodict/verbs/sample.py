@@ -90,7 +90,9 @@ def sample(
     inputs = _Inputs(denoiser, n, copies, init, x1, condition, shape, crowd)
     with _evaluating(denoiser):
         chunks = list(_chunks(n, particles, batch_size, crowd))
-        with tqdm(total=plan.nfe * len(chunks), disable=None if progress else True, desc="sampling", unit="eval") as bar:
+        with tqdm(
+            total=plan.nfe * len(chunks), disable=None if progress else True, desc="sampling", unit="eval"
+        ) as bar:
             parts = [
                 _run(plan, denoiser, inputs, seed, chunk, crowd, trajectory, bar, noise_device) for chunk in chunks
             ]
@@ -132,13 +134,21 @@ def _population(denoiser: Denoiser, n: int, population: Any) -> Population | Non
 
 
 def _plan(
-    process: Process, plan: Any, solver: str, words: dict[str, Any], options: dict[str, Any], guidance: float, crowd: Population | None
+    process: Process,
+    plan: Any,
+    solver: str,
+    words: dict[str, Any],
+    options: dict[str, Any],
+    guidance: float,
+    crowd: Population | None,
 ) -> Plan:
     """The given plan, or one made from the words."""
     if plan is not None:
         given = [k for k, v in words.items() if v is not None and not (k == "start" and v == 1.0)]
         if given or options or solver != "auto":
-            raise InputError(f"plan= fixes the solver and the grid; leave out {', '.join(given) or 'solver and options'}")
+            raise InputError(
+                f"plan= fixes the solver and the grid; leave out {', '.join(given) or 'solver and options'}"
+            )
         plan = Plan.load(plan, process) if isinstance(plan, (str, Path)) else plan
         if not isinstance(plan, Plan):
             raise InputTypeError(f"plan is a Plan or a file of one, got {type(plan).__name__}")
@@ -171,7 +181,9 @@ def _shape(denoiser: Denoiser, shape: Any, init: Tensor | None, x1: Tensor | Non
     known = denoiser.shape
     for given, name in ((init, "init"), (x1, "x1")):
         if given is not None and known is not None and tuple(given.shape[1:]) != tuple(known):
-            raise InputError(f"{name} has shape {tuple(given.shape)}; samples of this denoiser are (n, {_commas(known)})")
+            raise InputError(
+                f"{name} has shape {tuple(given.shape)}; samples of this denoiser are (n, {_commas(known)})"
+            )
         if given is not None and known is None:
             known = tuple(given.shape[1:])
     if shape is not None and known is not None and tuple(shape) != tuple(known):
@@ -190,8 +202,15 @@ class _Inputs:
     """Starts, other ends and conditions, cut to the samples of a chunk."""
 
     def __init__(
-        self, denoiser: Denoiser, n: int, copies: int, init: Tensor | None, x1: Tensor | None, condition: dict[str, Any],
-        shape: tuple[int, ...], crowd: Population | None,
+        self,
+        denoiser: Denoiser,
+        n: int,
+        copies: int,
+        init: Tensor | None,
+        x1: Tensor | None,
+        condition: dict[str, Any],
+        shape: tuple[int, ...],
+        crowd: Population | None,
     ) -> None:
         self.n, self.copies, self.shape = n, copies, shape
         self.per_sample: dict[str, Tensor] = {}
@@ -268,8 +287,15 @@ def _share(groups: int, state: PartialState | None) -> tuple[int, int]:
 
 
 def _run(
-    plan: Plan, denoiser: Denoiser, inputs: _Inputs, seed: int, index: Tensor, crowd: Population | None, trajectory: bool,
-    bar: Any, noise_device: str | None,
+    plan: Plan,
+    denoiser: Denoiser,
+    inputs: _Inputs,
+    seed: int,
+    index: Tensor,
+    crowd: Population | None,
+    trajectory: bool,
+    bar: Any,
+    noise_device: str | None,
 ) -> general.Run:
     dtype = denoiser.dtype if denoiser.process.state == "real" else torch.float32
     noise = KeyedNoise(seed, index.numpy(), dtype=dtype, device=denoiser.device, source=noise_device)
@@ -284,14 +310,18 @@ def _run(
     return general.run(plan, denoiser, x, noise, condition, population=crowd, trajectory=trajectory, on_eval=bar.update)
 
 
-def _start(plan: Plan, denoiser: Denoiser, inputs: _Inputs, noise: KeyedNoise, where: Tensor, condition: dict[str, Any]) -> Tensor:
+def _start(
+    plan: Plan, denoiser: Denoiser, inputs: _Inputs, noise: KeyedNoise, where: Tensor, condition: dict[str, Any]
+) -> Tensor:
     if inputs.init is not None:
         x = inputs.init[where // inputs.copies]
         return x.to(noise.dtype) if x.is_floating_point() else x
     return denoiser.prior(inputs.shape, noise.stream("prior"), condition.get("x1"))
 
 
-def _locate(plan: Plan, denoiser: Denoiser, inputs: _Inputs, seed: int, index: Tensor, noise_device: str | None) -> None:
+def _locate(
+    plan: Plan, denoiser: Denoiser, inputs: _Inputs, seed: int, index: Tensor, noise_device: str | None
+) -> None:
     """The result is not finite: run again with the same noise and a check at every instruction."""
     noise = KeyedNoise(seed, index.numpy(), dtype=denoiser.dtype, device=denoiser.device, source=noise_device)
     where = index.to(denoiser.device)
@@ -323,7 +353,10 @@ def _join(parts: list[general.Run], plan: Plan) -> general.Run:
     if parts[0].ess:
         run.ess = list(cat([torch.stack(p.ess, 1) for p in parts]).T)
     if parts[0].trajectory:
-        joined = [[torch.cat(v) for v in zip(*(entry[1:] for entry in entries))] for entries in zip(*(p.trajectory for p in parts))]
+        joined = [
+            [torch.cat(v) for v in zip(*(entry[1:] for entry in entries))]
+            for entries in zip(*(p.trajectory for p in parts))
+        ]
         times = [entry[0] for entry in parts[0].trajectory]
         run.trajectory = [(t, _gather(x), _gather(mean)) for t, (x, mean) in zip(times, joined)]
     return run
@@ -340,7 +373,9 @@ def _gather(value: Tensor) -> Tensor:
     return torch.cat([piece[: int(length)] for piece, length in zip(everyone, lengths)])
 
 
-def _samples(run: general.Run, plan: Plan, denoiser: Denoiser, crowd: Population | None, seed: int, copies: int) -> Samples:
+def _samples(
+    run: general.Run, plan: Plan, denoiser: Denoiser, crowd: Population | None, seed: int, copies: int
+) -> Samples:
     x, log_w, evidence = run.x, run.log_weights, run.log_evidence
     effective = run.ess[-1] if run.ess else None
     if copies > 1 and log_w is not None:  # one draw of each population
@@ -354,8 +389,16 @@ def _samples(run: general.Run, plan: Plan, denoiser: Denoiser, crowd: Population
         states = torch.stack([s for _, s, _ in run.trajectory])
         path = Trajectory([t for t, _, _ in run.trajectory], states, torch.stack([units(m) for m in means]))
     return Samples(
-        units(x), plan, plan.nfe, passes, correction, log_w if log_w is not None else torch.zeros(0),
-        evidence, effective, torch.stack(run.ess) if run.ess else None, path,
+        units(x),
+        plan,
+        plan.nfe,
+        passes,
+        correction,
+        log_w if log_w is not None else torch.zeros(0),
+        evidence,
+        effective,
+        torch.stack(run.ess) if run.ess else None,
+        path,
     )
 
 

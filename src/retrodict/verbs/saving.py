@@ -75,7 +75,9 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Denois
     denoiser = assemble(config)
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise InputError(f"{folder} holds no model.safetensors: the run is not finished; call fit(out=...) again to resume it")
+        raise InputError(
+            f"{folder} holds no model.safetensors: the run is not finished; call fit(out=...) again to resume it"
+        )
     load_weights(denoiser, weights)
     return denoiser.to(device or "cpu").eval()
 

@@ -70,7 +70,9 @@ class AtomsDenoiser(Denoiser):
         self.law = law
         self.register_buffer("_anchor", torch.zeros((), dtype=torch.float64), persistent=False)
 
-    def log_posterior(self, x: Tensor, t: float | Tensor, label: Tensor | int | None = None, x1: Tensor | None = None) -> Tensor:
+    def log_posterior(
+        self, x: Tensor, t: float | Tensor, label: Tensor | int | None = None, x1: Tensor | None = None
+    ) -> Tensor:
         """log p(atom | x_t), unnormalised, ``(batch, n)``."""
         law, t = self.law, batch_time(t, x)
         log_w = law.weights.to(x.device).log().expand(len(x), -1)
@@ -82,7 +84,9 @@ class AtomsDenoiser(Denoiser):
         null = self.conditions["label"]
         label = torch.as_tensor(label, device=x.device).expand(len(x))
         if bool(((label < 0) | (label > null)).any()):
-            raise InputError(f"labels are 0..{null - 1}, or {null} for none; got {int(label.min())}..{int(label.max())}")
+            raise InputError(
+                f"labels are 0..{null - 1}, or {null} for none; got {int(label.min())}..{int(label.max())}"
+            )
         return (self.law.labels.to(x.device)[None] == label[:, None]) | (label[:, None] == null)  # type: ignore[union-attr]
 
     def _likelihood(self, x: Tensor, t: Tensor, x1: Tensor | None) -> Tensor:

@@ -112,7 +112,11 @@ class GaussianMixture:
         """The law of x_t on a path with one end."""
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         eye = torch.eye(self.dim, dtype=torch.float64)
-        cov = self._values * alpha**2 + sigma**2 if self._vectors is None else self.covariances * alpha**2 + sigma**2 * eye
+        cov = (
+            self._values * alpha**2 + sigma**2
+            if self._vectors is None
+            else self.covariances * alpha**2 + sigma**2 * eye
+        )
         return GaussianMixture(self.weights, alpha * self.means, cov, self.labels)
 
     def posterior(self, A: Any, y: Any, noise: float) -> GaussianMixture:
@@ -188,7 +192,9 @@ class MixtureDenoiser(Denoiser):
         labels, null = self.law.labels.to(log_r.device), self.conditions["label"]
         label = torch.as_tensor(label, device=log_r.device).expand(log_r.shape[0])
         if bool(((label < 0) | (label > null)).any()):
-            raise InputError(f"labels are 0..{null - 1}, or {null} for none; got {int(label.min())}..{int(label.max())}")
+            raise InputError(
+                f"labels are 0..{null - 1}, or {null} for none; got {int(label.min())}..{int(label.max())}"
+            )
         allowed = (labels[None, :] == label[:, None]) | (label[:, None] == null)
         return log_r.masked_fill(~allowed, -torch.inf)
 
@@ -215,8 +221,10 @@ class _PairLaw:
     """Independent pairs of components of two mixtures, for paths with two ends."""
 
     def __init__(self, a: GaussianMixture, b: GaussianMixture) -> None:
-        i, j = (index.flatten() for index in torch.meshgrid(*(torch.arange(len(m.weights)) for m in (a, b)), indexing="ij"))
-        self.log_w = (a.weights.log()[i] + b.weights.log()[j])
+        i, j = (
+            index.flatten() for index in torch.meshgrid(*(torch.arange(len(m.weights)) for m in (a, b)), indexing="ij")
+        )
+        self.log_w = a.weights.log()[i] + b.weights.log()[j]
         self.m0, self.m1, self.C0, self.C1 = a.means[i], b.means[j], a.covariances[i], b.covariances[j]
         self.labels, self.dim = None if a.labels is None else a.labels[i], a.dim
 

@@ -1,0 +1,318 @@
+"""The demonstration: handwritten digits, from real scans to a report, in a few minutes on two cores.
+
+Every stage leaves its result in the run folder, so that a second run reads what is there: the weights, the fixed
+classifier, the measurements, and last the report.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import retrodict as rd
+from retrodict.app import measuring
+from retrodict.app.info import versions
+from retrodict.app.report import (
+    Card,
+    Code,
+    Images,
+    LineChart,
+    Report,
+    Section,
+    Series,
+    Table,
+    Text,
+    with_interval,
+    write_report,
+)
+from retrodict.data import Data
+from retrodict.denoisers import Denoiser
+from retrodict.diagnostics.distances import QualityReport
+from retrodict.training import read_metrics
+
+log = logging.getLogger(__name__)
+
+#: How the demonstration trains; the recipe was chosen by recognised samples after a fixed time on two cores.
+RECIPE: dict[str, Any] = {"steps": 4000, "batch_size": 128, "lr": 2e-3}
+GUIDANCE = 1.5
+BUDGETS = (5, 8, 10, 20)
+SAMPLES = 500  # of each solver at each budget; twice as many for the panel of distances
+STARTS = 200  # shared by all solvers and the long run
+SOLVERS: dict[str, dict[str, Any]] = {
+    "auto": {"solver": "auto"},
+    "dpm-solver++": {"solver": "dpm-solver++", "grid": "logsnr"},
+    "unipc": {"solver": "unipc", "grid": "logsnr"},
+    "ddim": {"solver": "ddim", "grid": "uniform"},
+}
+
+
+def run(out: Path, seed: int = 0, device: str = "auto") -> Path:
+    """Train, sample, measure and write ``out/report.html``; returns its path."""
+    begun = time.perf_counter()
+    data = rd.load_data("digits")
+    log.info("1/4  training on %d digits, %d held out", len(data.x), len(data.heldout.x))  # type: ignore[union-attr]
+    denoiser = rd.fit(rd.VP("cosine"), "digits", out=out, seed=seed, device=device, **RECIPE)
+    classifier = measuring.classifier_of(out, data)
+    ledger = measuring.Ledger(out / "measures.json", out / "model.safetensors")
+    log.info("2/4  sampling with %d solvers at %s evaluations", len(SOLVERS), ", ".join(map(str, BUDGETS)))
+    cells = sweep(ledger, denoiser, data, classifier)
+    log.info("3/4  measuring against held-out digits")
+    x, label = measuring.draw(denoiser, 2 * SAMPLES, 10, GUIDANCE, seed=1, nfe=8)
+    panel = QualityReport.from_dict(ledger.get("quality", lambda: measuring.full_quality(data, classifier, x, label)))
+    bits = ledger.get("bits", lambda: measuring.likelihood(denoiser, data, 100))
+    log.info("4/4  writing the report")
+    path = out / "report.html"
+    write_report(path, build(out, denoiser, data, cells, panel, bits))
+    log.info("%s, after %.0f s", path, time.perf_counter() - begun)
+    return path
+
+
+def sweep(
+    ledger: measuring.Ledger, denoiser: Denoiser, data: Data, classifier: Any
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Every solver at every budget, and a long run as the reference."""
+
+    def reference() -> Tensor:
+        return measuring.draw(denoiser, STARTS, 10, GUIDANCE, seed=1, nfe=200)[0]
+
+    fixed: list[Tensor] = []
+    cells: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, words in SOLVERS.items():
+        for nfe in BUDGETS:
+
+            def compute(words: dict[str, Any] = words, nfe: int = nfe) -> dict[str, Any]:
+                if not fixed:
+                    fixed.append(reference())
+                return measuring.cell(
+                    denoiser,
+                    data,
+                    classifier,
+                    words | {"nfe": nfe},
+                    n=SAMPLES,
+                    guidance=GUIDANCE,
+                    seed=1,
+                    reference=fixed[0],
+                )
+
+            cells.setdefault(name, {})[nfe] = ledger.get(f"cell/{name}/{nfe}", compute)
+    return cells
+
+
+# -- the report -----------------------------------------------------------------------------------------------
+
+
+def build(
+    out: Path,
+    denoiser: Denoiser,
+    data: Data,
+    cells: dict[str, dict[int, dict[str, Any]]],
+    panel: QualityReport,
+    bits: dict[str, Any],
+) -> Report:
+    """The report as plain data."""
+    plan = rd.sample(denoiser, 1, nfe=8, label=0, progress=False).plan
+    return Report(
+        title="Handwritten digits, run backward",
+        subtitle="A diffusion model of 1,497 real scans, sampled in a few network evaluations",
+        summary=(
+            "The model was trained from scratch on the digits that ship with scikit-learn. Every number below was "
+            "measured on this machine, against 300 digits that training never saw."
+        ),
+        cards=cards(panel, bits),
+        sections=[
+            Section("Samples", [_grid(denoiser)], lead="One column a class, eight evaluations a sample."),
+            Section("The run backward", [_strip(denoiser)], lead="From noise to digits, one evaluation a column."),
+            Section("Fewer evaluations", _frontier(cells), lead="What each budget buys, solver by solver."),
+            Section(
+                "Quality",
+                [_panel(panel)],
+                lead="Distances to held-out digits, beside what the training set itself earns.",
+            ),
+            Section("Training", [_loss(out)]),
+            Section(
+                "The plan", [Text(f"{plan!r}"), plan_table(plan)], lead="A sampler is data: these rows are all of it."
+            ),
+            Section("How to reproduce", [Code(_REPRODUCE)]),
+        ],
+        environment=versions(),
+    )
+
+
+def cards(panel: QualityReport, bits: dict[str, Any]) -> list[Card]:
+    accuracy, distance, coverage = panel["recognised"], panel["frechet_features"], panel["coverage_features"]
+    assert panel.floor is not None
+    floor = panel.floor["frechet_features"].value
+    return [
+        Card(
+            "Recognised",
+            f"{accuracy.value:.1%}",
+            f"{accuracy.low:.1%} to {accuracy.high:.1%}",
+            "share of samples in which a classifier of real digits sees the class asked for",
+        ),
+        Card(
+            "Frechet distance",
+            f"{distance.value:.2f}",
+            f"{distance.low:.2f} to {distance.high:.2f}",
+            f"in classifier features, bias removed; the training set itself has {floor:.2f}",
+        ),
+        Card(
+            "Coverage",
+            f"{coverage.value:.2f}",
+            f"{coverage.low:.2f} to {coverage.high:.2f}",
+            f"share of held-out digits with a sample near by; the training set has {panel.floor['coverage_features'].value:.2f}",
+        ),
+        Card(
+            "Likelihood",
+            f"{bits['bits']:.2f} bits/dim",
+            f"± {1.96 * bits['se']:.2f}",
+            "of held-out digits; a uniform guess over 17 grey levels has 4.09",
+        ),
+    ]
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    return (x[:, 0] / 16).clamp(0, 1).cpu().numpy()
+
+
+def _grid(denoiser: Denoiser) -> Images:
+    x, _ = measuring.draw(denoiser, 100, 10, GUIDANCE, seed=1, nfe=8)
+    return Images(
+        _pixels(x).reshape(10, 10, 8, 8),
+        alt="Ten rows of generated digits, one column for each class from 0 to 9",
+        columns=[str(i) for i in range(10)],
+        columns_title="class",
+        caption=f"guidance {GUIDANCE}, seed 1, not selected",
+    )
+
+
+def _strip(denoiser: Denoiser) -> Images:
+    run = rd.sample(
+        denoiser,
+        5,
+        nfe=8,
+        label=torch.tensor([0, 2, 3, 5, 8]),
+        guidance=GUIDANCE,
+        seed=1,
+        trajectory=True,
+        progress=False,
+    )
+    assert run.trajectory is not None
+    states = run.trajectory.x[:, :, 0]
+    low, high = states.amin((2, 3), keepdim=True), states.amax((2, 3), keepdim=True)
+    means = (run.trajectory.mean[:, :, 0] / 16).clamp(0, 1)
+    rows = [r for i in range(states.shape[1]) for r in (((states - low) / (high - low))[:, i], means[:, i])]
+    return Images(
+        torch.stack(rows).cpu().numpy(),
+        alt="Film strip of five samples: noisy states above, what the network believes below",
+        rows=[word for digit in (0, 2, 3, 5, 8) for word in (f"{digit}: state", "belief")],
+        columns=[f"{t:.2f}" for t in run.trajectory.times],
+        columns_title="time t",
+        caption="upper rows: the state; lower rows: the digit that the network believes is behind it",
+    )
+
+
+def _frontier(cells: dict[str, dict[int, dict[str, Any]]]) -> list[LineChart]:
+    def series(value: str, low: str = "", high: str = "") -> list[Series]:
+        lines = []
+        for name, budgets in cells.items():
+            picked = [
+                c[value]
+                if isinstance(c[value], dict)
+                else {
+                    "value": c[value],
+                    "low": c[value] - 1.96 * c["error_se"],
+                    "high": c[value] + 1.96 * c["error_se"],
+                }
+                for c in budgets.values()
+            ]
+            lines.append(
+                Series(
+                    name,
+                    list(budgets),
+                    [p["value"] for p in picked],
+                    [p["low"] for p in picked],
+                    [p["high"] for p in picked],
+                )
+            )
+        return lines
+
+    return [
+        LineChart(
+            "Error",
+            "evaluations",
+            "distance to a 200-step run",
+            series("error"),
+            log_x=True,
+            log_y=True,
+            caption="root mean square over pixels in [-1, 1], from the same 200 starts; bars are 95% intervals",
+        ),
+        LineChart(
+            "Frechet distance to held-out digits",
+            "evaluations",
+            "Frechet distance",
+            series("frechet"),
+            log_x=True,
+            caption="in classifier features, bias removed, 500 samples a point",
+        ),
+        LineChart(
+            "Recognised samples",
+            "evaluations",
+            "share",
+            series("accuracy"),
+            log_x=True,
+            caption="by a classifier trained on real digits",
+        ),
+    ]
+
+
+def _panel(panel: QualityReport) -> Table:
+    assert panel.floor is not None
+    rows = []
+    for name, m in panel.items():
+        floor = panel.floor[name]
+        rows.append(
+            [
+                name.replace("_", " "),
+                with_interval(m.value, m.low, m.high),
+                with_interval(floor.value, floor.low, floor.high),
+                "" if m.p_value is None else f"{m.p_value:.3f}",
+            ]
+        )
+    return Table(
+        ["measure", "samples", "training set", "p"],
+        rows,
+        caption="95% intervals in brackets; 1,000 samples at 8 evaluations",
+    )
+
+
+def _loss(out: Path) -> LineChart:
+    records = [r for r in read_metrics(out / "metrics.jsonl") if r.get("loss") is not None]
+    return LineChart(
+        "Loss",
+        "step",
+        "loss",
+        [Series("training", [r["step"] for r in records], [r["loss"] for r in records])],
+        log_y=True,
+    )
+
+
+def plan_table(plan: rd.Plan) -> Table:
+    """The instructions of a plan as a table."""
+    from retrodict.solvers.show import lines
+
+    return Table(["#", "result", "t", "expression"], lines(plan))
+
+
+_REPRODUCE = """\
+import torch
+import retrodict as rd
+
+denoiser = rd.load("runs/demo")
+samples = rd.sample(denoiser, 64, nfe=8, label=torch.arange(64) % 10, guidance=1.5, seed=0)
+"""
