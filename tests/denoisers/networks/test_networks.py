@@ -31,7 +31,7 @@ CASES = [
     ("unet1d", (8, 1), {}, (8, 1)),
     ("transformer", (3, 7, 5), {"patch": 2, "out_channels": 6}, (6, 7, 5)),
     ("transformer", (11, 2), {"patch": 4}, (11, 2)),
-    ("transformer", (6,), {"vocabulary": 5, "out_channels": 4}, (6, 4)),
+    ("transformer", (6,), {"vocabulary": 5, "out_channels": 4, "patch": 1}, (6, 4)),
     ("transformer", (6,), {"vocabulary": 5, "patch": 3}, (6, 5)),
 ]
 IDS = [f"{kind}-{'x'.join(map(str, shape))}" for kind, shape, _, _ in CASES]

@@ -99,11 +99,16 @@ def test_without_positions_the_transformer_commutes_with_permutations_of_tokens(
     order = torch.randperm(6)
     x, t = torch.randint(5, (3, 6)), torch.rand(3, dtype=torch.float64)
     for position in (False, True):
-        network = Transformer((6,), vocabulary=5, hidden=16, heads=2, depth=2, position=position).double()
+        network = Transformer((6,), vocabulary=5, patch=1, hidden=16, heads=2, depth=2, position=position).double()
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         same = torch.allclose(network(x[:, order], t), network(x, t)[:, order])
         assert same is not position
+
+
+def test_small_vocabularies_are_grouped_and_large_ones_are_not():
+    for length, vocabulary, patch in ((64, 3, 4), (64, 5, 2), (63, 5, 3), (64, 27, 1), (7, 3, 1), (64, 300, 1)):
+        assert Transformer((length,), vocabulary=vocabulary, hidden=8, heads=1, depth=1).patch == patch
 
 
 def test_positions_of_a_grid_are_all_different():

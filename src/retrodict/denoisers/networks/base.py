@@ -52,9 +52,7 @@ class Network(nn.Module):
         super().__init__()
         self.shape = check_shape(shape)
         self.channels = self.shape[channel_axis(self.shape) - 1]
-        self.out_channels = (
-            self.channels if out_channels is None else check_count("out_channels", out_channels)
-        )
+        self.out_channels = self.channels if out_channels is None else check_count("out_channels", out_channels)
         self.has_time = bool(time)
         require(
             width >= 4 and width % 2 == 0,
@@ -66,9 +64,7 @@ class Network(nn.Module):
         self.config: dict[str, Any] = {
             "shape": list(self.shape),
             "out_channels": self.out_channels,
-            "conditions": {
-                name: spec if isinstance(spec, int) else list(spec) for name, spec in specs.items()
-            },
+            "conditions": {name: spec if isinstance(spec, int) else list(spec) for name, spec in specs.items()},
             "time": self.has_time,
         }
 

@@ -107,9 +107,7 @@ class Conditioning(nn.Module):
     def __init__(self, width: int, conditions: Mapping[str, Spec], time: bool) -> None:
         super().__init__()
         self.width, self.names = width, tuple(conditions)
-        self.time = (
-            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if time else None
-        )
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if time else None
         self.waves = FourierTime(width)
         self.conditions = nn.ModuleList(
             ClassCondition(name, spec, width) if isinstance(spec, int) else VectorCondition(name, spec, width)
@@ -131,9 +129,7 @@ class Conditioning(nn.Module):
         for name in given:
             if name not in self.names:
                 known = ", ".join(self.names) or "none"
-                raise InputError(
-                    f"unknown condition {name!r}; this network has: {known}.{near(name, self.names)}"
-                )
+                raise InputError(f"unknown condition {name!r}; this network has: {known}.{near(name, self.names)}")
         for name in self.names:
             if name not in given:
                 raise InputError(f"condition {name!r} is missing; pass it, or its null value for 'not given'")

@@ -55,9 +55,7 @@ def make_network(
     cls = networks[best if kind == "auto" else kind]
     known = list(inspect.signature(cls).parameters)
     if vocabulary is not None:
-        require(
-            "vocabulary" in known, f"network {cls.name!r} takes no tokens; accepted for tokens: 'transformer'"
-        )
+        require("vocabulary" in known, f"network {cls.name!r} takes no tokens; accepted for tokens: 'transformer'")
         options["vocabulary"] = vocabulary
     for name in options:
         if name not in known:

@@ -51,12 +51,9 @@ class MLP(Network):
         check_share("dropout", dropout)
         self.config |= {"hidden": hidden, "depth": depth, "dropout": dropout}
         self.enter = nn.Linear(size, hidden)
-        self.first = nn.ModuleList(
-            nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden)) for _ in range(depth)
-        )
+        self.first = nn.ModuleList(nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden)) for _ in range(depth))
         self.second = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Linear(hidden, hidden)))
-            for _ in range(depth)
+            nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Linear(hidden, hidden))) for _ in range(depth)
         )
         self.modulate = nn.Linear(hidden, 2 * hidden * depth)
         out = list(self.shape)

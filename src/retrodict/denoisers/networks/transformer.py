@@ -35,7 +35,8 @@ class Transformer(Network):
             are int64 ``(batch, length)``, or probabilities ``(batch, length, vocabulary)``; the output is
             ``(batch, length, out_channels)``, by default ``vocabulary`` logits.
         patch: edge of a patch; None for the smallest power of two that leaves at most 64 patches of an image
-            or 256 of a series, and 1 for tokens, where it must divide the length.
+            or 256 of a series.  For tokens it must divide the length; None for the largest divisor whose groups
+            have at most 256 values, which is 1 for all but small vocabularies.
         hidden: width of a patch's vector, a multiple of ``heads``.
         depth, heads: number of blocks, and of attention heads in each.
         dropout: share dropped after attention and in the feed-forward part, in [0, 1).
@@ -168,9 +169,7 @@ class Block(nn.Module):
             nn.Linear(hidden, 4 * hidden), nn.GELU("tanh"), nn.Dropout(dropout), nn.Linear(4 * hidden, hidden)
         )
 
-    def forward(
-        self, h: Tensor, a1: Tensor, b1: Tensor, g1: Tensor, a2: Tensor, b2: Tensor, g2: Tensor
-    ) -> Tensor:
+    def forward(self, h: Tensor, a1: Tensor, b1: Tensor, g1: Tensor, a2: Tensor, b2: Tensor, g2: Tensor) -> Tensor:
         """``h (batch, patches, hidden)``, the rest ``(batch, 1, hidden)``."""
         h = torch.addcmul(h, g1, self.drop(self.attention(torch.addcmul(b1, self.norm(h), 1.0 + a1))))
         return torch.addcmul(h, g2, self.feed(torch.addcmul(b2, self.norm(h), 1.0 + a2)))
@@ -188,7 +187,8 @@ def positions(grid: Sequence[int], width: int) -> Tensor:
 
 def default_patch(space: Sequence[int], vocabulary: int | None) -> int:
     if vocabulary is not None:
-        return 1
+        length = space[0]
+        return max(p for p in range(1, length + 1) if p == 1 or (length % p == 0 and vocabulary**p <= 256))
     most, patch = (64 if len(space) == 2 else 256), 1
     while math.prod(-(-n // patch) for n in space) > most:
         patch *= 2
@@ -197,9 +197,7 @@ def default_patch(space: Sequence[int], vocabulary: int | None) -> int:
 
 def check_layout(shape: tuple[int, ...], vocabulary: int | None) -> None:
     if vocabulary is not None:
-        require(
-            len(shape) == 1, f"shape {shape} with vocabulary={vocabulary}; accepted for tokens: (length,)"
-        )
+        require(len(shape) == 1, f"shape {shape} with vocabulary={vocabulary}; accepted for tokens: (length,)")
     else:
         require(
             len(shape) in (2, 3),

@@ -61,18 +61,14 @@ class _UNet(Network):
         dropout: float = 0.1,
         width: int | None = None,
     ) -> None:
-        require(
-            len(shape) == self.dims + 1, f"shape {tuple(shape)} for {self.name!r}; accepted: {self.layout}"
-        )
+        require(len(shape) == self.dims + 1, f"shape {tuple(shape)} for {self.name!r}; accepted: {self.layout}")
         space = list(shape[1:] if self.dims == 2 else shape[:1])
         channels = list(default_channels(space) if channels is None else channels)
         attention = list(default_attention(space, len(channels)) if attention is None else attention)
         blocks = (1 if max(space) <= 8 else 2) if blocks is None else blocks
         width = 2 * max(channels) if width is None else width
         super().__init__(shape, out_channels, conditions, time, width)
-        counts = {"blocks": blocks, "head_width": head_width} | {
-            f"channels[{i}]": c for i, c in enumerate(channels)
-        }
+        counts = {"blocks": blocks, "head_width": head_width} | {f"channels[{i}]": c for i, c in enumerate(channels)}
         for what, value in counts.items():
             check_count(what, value)
         levels = range(len(channels))
