@@ -77,6 +77,12 @@ def test_the_largest_remasking_is_admissible():
                 assert 0 <= float(u) <= 1
 
 
+def test_the_reveal_probability_is_accurate_near_the_data():
+    """From t = 1e-9 to half of it, a hidden position is revealed with probability 1 - (hide_s / hide_t) = 3/4."""
+    u = Masked(K, "cosine").bridge(torch.tensor([[K]]), 1e-9, 0.5e-9, 0.0).u
+    assert abs(float(u) - 0.75) < 1e-12
+
+
 def test_corruption_keeps_with_probability_keep():
     n, process = 4000, TokenBridge(5)
     x0, x1 = torch.full((n, 2), 3), torch.full((n, 2), 4)

@@ -68,9 +68,9 @@ class OptimalTransport(Coupling):
             # with equal weights a vertex of the polytope of plans is a permutation
             plan = torch.from_numpy(ot.emd([], [], cost.cpu().numpy(), numItermax=10_000_000))
             return plan.argmax(1).to(x0.device)
-        plan = ot.sinkhorn(
-            [], [], cost.cpu().numpy(), self.entropy * float(cost.mean()), method="sinkhorn_log"
-        )
+        entropy = self.entropy * float(cost.mean())
+        # rows are normalised below, so a plan that is still on its way pairs every datum all the same
+        plan = ot.sinkhorn([], [], cost.cpu().numpy(), entropy, "sinkhorn_log", stopThr=1e-6, warn=False)
         rows = torch.from_numpy(plan).to(x0.device)
         return torch.multinomial(rows, 1, generator=generator).squeeze(-1)
 

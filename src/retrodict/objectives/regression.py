@@ -139,8 +139,8 @@ class Regression(Objective):
     >>> import torch, retrodict as rd
     >>> path, law = rd.RectifiedFlow(), rd.exact.GaussianMixture([1.0], [[0.0]], [1.0])
     >>> loss = Regression(path)(law.denoiser(path), {"x": law.sample(4096)}, torch.Generator().manual_seed(0))
-    >>> round(float(loss["loss"]), 2)  # E Var(x0 | x_t), the mean of t^2 / (t^2 + (1 - t)^2)
-    0.5
+    >>> abs(float(loss["loss"]) - 0.5) < 0.02  # E Var(x0 | x_t), the mean over t of t^2 / (t^2 + (1 - t)^2)
+    True
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class TokenRegression(Objective):
 
 def reveal_rate(process: TokenBridge, t: Tensor) -> Tensor:
     """r(t) = -keep'/(1 - keep), float64."""
-    return -derivative(process.keep, t) / (1 - process.keep(t))
+    return derivative(process.hide, t) / process.hide(t)
 
 
 def divergence(process: TokenBridge, log_p: Tensor, x0: Tensor, x_t: Tensor, x1: Tensor | None) -> Tensor:

@@ -20,9 +20,10 @@ from retrodict.kernels import Flip
 from retrodict.processes.gaussian import as_time
 from retrodict.processes.process import Process, processes
 
-_KEEP = {
-    "linear": lambda t: 1 - t,
-    "cosine": lambda t: 1 - torch.sin(t * math.pi / 2) ** 2,
+# the share hidden, 1 - keep, in a form that is accurate where it is small
+_HIDE = {
+    "linear": lambda t: t,
+    "cosine": lambda t: torch.sin(t * math.pi / 2) ** 2,
 }
 
 
@@ -41,8 +42,8 @@ class TokenBridge(Process):
     def __init__(self, vocabulary: int, schedule: str = "linear") -> None:
         if not isinstance(vocabulary, int) or vocabulary < 2:
             raise InputError(f"vocabulary is an integer of at least 2, got {vocabulary!r}")
-        if schedule not in _KEEP:
-            raise InputError(f"unknown schedule {schedule!r}; known: {', '.join(_KEEP)}.{near(schedule, _KEEP)}")
+        if schedule not in _HIDE:
+            raise InputError(f"unknown schedule {schedule!r}; known: {', '.join(_HIDE)}.{near(schedule, _HIDE)}")
         self.vocabulary, self.schedule = vocabulary, schedule
 
     @property
@@ -52,7 +53,11 @@ class TokenBridge(Process):
 
     def keep(self, t: float | Tensor) -> Tensor:
         """Probability that a position still shows x0, float64."""
-        return _KEEP[self.schedule](as_time(t))
+        return 1 - self.hide(t)
+
+    def hide(self, t: float | Tensor) -> Tensor:
+        """Probability that a position holds the other end, float64."""
+        return _HIDE[self.schedule](as_time(t))
 
     def other(self, like: Tensor, x1: Tensor | None) -> Tensor:
         """The other end, shaped as ``like``."""
@@ -85,10 +90,11 @@ class TokenBridge(Process):
     def bridge(self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float, x1: Tensor | None = None) -> Flip:
         if not 0 <= eta <= 1:
             raise InputError(f"eta is the share of admissible remasking, between 0 and 1; got {eta}")
-        keep_t, keep_s = self.keep(t).to(x_t.device), self.keep(s).to(x_t.device)
-        # min(1, (1 - keep_s) / keep_t) without dividing by keep_t = 0 at t = 1
-        remask = eta * torch.where(keep_t > 1 - keep_s, (1 - keep_s) / keep_t.clamp_min(1e-300), 1.0)
-        reveal = ((keep_s - (1 - remask) * keep_t) / (1 - keep_t)).clamp(0, 1)  # rounding leaves [0, 1]
+        hide_t, hide_s = self.hide(t).to(x_t.device), self.hide(s).to(x_t.device)
+        keep_t = 1 - hide_t
+        # min(1, hide_s / keep_t) without dividing by keep_t = 0 at t = 1
+        remask = eta * torch.where(keep_t > hide_s, hide_s / keep_t.clamp_min(1e-300), 1.0)
+        reveal = ((hide_t - hide_s + remask * keep_t) / hide_t).clamp(0, 1)  # rounding leaves [0, 1]
         u = torch.where(self.hidden(x_t, x1), _leading(reveal, x_t.ndim), _leading(1 - remask, x_t.ndim))
         return Flip(u, self.other(x_t, x1), self.classes)
 
