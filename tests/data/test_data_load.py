@@ -98,7 +98,7 @@ def test_conditions():
     assert list(data.tensors()) == ["x", "label", "kind", "size", "on"]
 
 
-@pytest.mark.parametrize("heldout, counts", [(8, [4, 2, 2]), (0.2, [2, 1, 1])])
+@pytest.mark.parametrize("heldout, counts", [(8, [4, 2, 2]), (0.2, [2, 1, 1]), (7, [3, 2, 2])])
 def test_the_held_out_part_is_drawn_evenly(heldout, counts):
     x = torch.arange(20.0)[:, None]
     label = torch.tensor([0] * 10 + [1] * 5 + [2] * 5)

@@ -20,13 +20,13 @@ SCRIPT = Path(child.__file__)
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """What each of two processes found, launched with the variables that ``accelerate launch --cpu`` sets."""
+    """What each of two processes found, launched with the variables that torchrun sets."""
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    shared |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder)],

@@ -198,15 +198,8 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path):
 
 
 def started(tmp_path, **more):
-    return train(
-        network(),
-        denoising,
-        {"x": points()},
-        steps=6,
-        checkpoint_every=2,
-        out=tmp_path / "run",
-        **QUIET | more,
-    )
+    given = {"steps": 6, "checkpoint_every": 2, "out": tmp_path / "run", **QUIET, **more}
+    return train(network(), denoising, {"x": points()}, **given)
 
 
 def test_a_finished_run_is_returned_as_it_is(tmp_path):
@@ -247,12 +240,23 @@ def test_resume_true_and_false(tmp_path):
     with pytest.raises(InputError, match="has no checkpoint"):
         started(tmp_path, resume=True)
     first = started(tmp_path)
-    over = train(
-        network(), denoising, {"x": points()}, steps=4, lr=0.5, resume=False, out=tmp_path / "run", **QUIET
-    )
+    over = train(network(), denoising, {"x": points()}, steps=4, lr=0.5, resume=False, out=tmp_path / "run", **QUIET)
     assert over.steps == 4 and not same_state(over.raw, first.raw)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[0] == 4
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")][-1] == 4
+
+
+def test_starting_over_takes_the_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    started(tmp_path, config=CONFIG)
+    save_weights(network(), folder.model)
+    started(tmp_path, config=CONFIG | {"lr": 2}, resume=False)
+    assert folder.config()["lr"] == 2 and not folder.finished
+    with pytest.raises(InputError, match="not a run folder"):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "photo.jpg").touch()
+        started(tmp_path, resume=False, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "photo.jpg").exists()
 
 
 def test_metrics_past_the_checkpoint_are_cut(tmp_path):
@@ -362,10 +366,7 @@ def test_another_configuration_is_refused_with_both_values(tmp_path):
         folder.check(other)
     message = str(caught.value)
     assert "process.schedule is 'cosine' there and 'linear' here" in message
-    assert (
-        "betas is [0.9, 0.99] there and 'absent' here" in message
-        and "seed is 'absent' there and 4 here" in message
-    )
+    assert "betas is [0.9, 0.99] there and 'absent' here" in message and "seed is 'absent' there and 4 here" in message
     assert "lr is" not in message
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -160,13 +164,28 @@ def test_a_data_set_gives_the_batches_that_its_tensor_gives():
 
 
 def test_augmentation_is_the_same_with_any_number_of_workers():
-    runs = [
-        train(network(), denoising, Augmented(1.0), steps=6, batch_size=16, workers=w, **QUIET)
-        for w in (0, 2)
-    ]
+    runs = [train(network(), denoising, Augmented(1.0), steps=6, batch_size=16, workers=w, **QUIET) for w in (0, 2)]
     plain = train(network(), denoising, Augmented(0.0), steps=6, batch_size=16, **QUIET)
     assert same_state(runs[0].raw, runs[1].raw)
     assert not same_state(runs[0].raw, plain.raw)
+
+
+def test_ctrl_c_does_not_reach_the_workers():
+    """A terminal interrupts all processes; here the workers only, twice, who must go on until the run stops."""
+    calls = []
+
+    def interrupting(module, batch, generator):
+        calls.append(1)
+        if len(calls) in (2, 6):
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGINT)
+            time.sleep(0.1)
+        return denoising(module, batch, generator)
+
+    result = train(network(), interrupting, Augmented(0.0), steps=30, batch_size=4, workers=2, **QUIET)
+    assert result.steps == 30
 
 
 def test_records(tmp_path):
@@ -259,9 +278,7 @@ def test_parameters_of_the_loss_are_trained_too():
             return {"loss": 0.5 * (error * (-self.log_variance).exp() + self.log_variance), "error": error}
 
     loss, frozen = Weighted(), network().requires_grad_(False)
-    result = train(
-        frozen, loss, {"x": points()}, steps=400, batch_size=200, lr=0.05, log_every=400, ema=None, **QUIET
-    )
+    result = train(frozen, loss, {"x": points()}, steps=400, batch_size=200, lr=0.05, log_every=400, ema=None, **QUIET)
     assert math.exp(loss.log_variance.item()) == pytest.approx(result.metrics[-1]["error"], rel=1e-3)
     assert result.module is result.raw
 

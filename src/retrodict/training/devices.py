@@ -48,7 +48,8 @@ def acceleration(precision: str, device: str | torch.device) -> Iterator[Acceler
     """
     wanted = PRECISIONS[precision]
     target = _device(device)
-    on_cpu = target is not None and target.type == "cpu"
+    # said outright, because Accelerate does not join processes launched on a machine without accelerator
+    on_cpu = target.type == "cpu" if target is not None else not torch.accelerator.is_available()
     if wanted == "fp16" and (on_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
         raise InputError("precision='fp16' needs a GPU; on a CPU take 'fp32' or 'bf16'")
     if wanted is None and "ACCELERATE_MIXED_PRECISION" not in os.environ:

@@ -103,12 +103,14 @@ class Engine:
     def open(self, folder: RunFolder, keep: int, resume: str | bool, config: Mapping[str, Any] | None) -> None:
         """Check the folder, and take up its newest checkpoint where that is wanted."""
         self.checkpoints = Checkpoints(folder.checkpoints, keep)
-        if config is not None or not folder.config_file.exists():
-            folder.check(config if config is not None else {"training": self.settings.describe()})
+        asked = config if config is not None else {"training": self.settings.describe()}
+        if resume is not False and (config is not None or not folder.config_file.exists()):
+            folder.check(asked)
         step = None
         if self.ranks.first:
             self.checkpoints.tidy()
             if resume is False:
+                folder.restart(asked)
                 self.checkpoints.clear()
             found = self.checkpoints.latest()
             step = found.step if found else None

@@ -83,6 +83,15 @@ class RunFolder:
             )
         return "finished" if self.finished else "resume"
 
+    def restart(self, config: Mapping[str, Any]) -> None:
+        """Give the folder to a new run: its ``config.json`` is replaced, and it is finished no more."""
+        asked = _as_json(config)
+        if not self.config_file.exists():
+            self._require_empty()
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.model.unlink(missing_ok=True)
+        write_json(self.config_file, asked)
+
     def _require_empty(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run folder {self.path} is a file; give a folder")
