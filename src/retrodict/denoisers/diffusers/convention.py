@@ -37,11 +37,23 @@ from retrodict.processes import EDM, VE, VP, GaussianPath, RectifiedFlow
 PREDICTS = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"}
 
 _TABLE = (
-    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
-    "SASolverScheduler", "UniPCMultistepScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
 )
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 _EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
@@ -54,7 +66,10 @@ ACCEPTED = tuple(sorted(_TABLE + _FLOW + _EDM + _VE))
 _INTERLEAVED = ("DPMSolverSDEScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler")
 # These carry x / alpha, and with some spacings start at pure noise instead of at data of unit variance with noise.
 _CARRY_RATIO = (
-    *_INTERLEAVED, "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    *_INTERLEAVED,
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
 )
 _END_AT_FIRST_LEVEL = ("DEISMultistepScheduler", "SASolverScheduler")
@@ -231,6 +246,9 @@ class Flow(Convention):
 
     def time_of(self, timestep: Tensor) -> Tensor:
         return timestep.double() / self.levels
+
+    def start_std(self, alpha: float, sigma: float) -> float:
+        return 1.0
 
     @property
     def shift(self) -> float:

@@ -19,7 +19,14 @@ from retrodict.denoisers.diffusers.models import Adapter, adapt, architectures
 from retrodict.denoisers.diffusers.prompts import empty_prompt
 
 _HUB = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "subfolder", "variant",
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "token",
+    "subfolder",
+    "variant",
 )
 _ADAPTER = ("guidance_scale",)
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
@@ -37,8 +44,13 @@ class FromDiffusers(Denoiser):
     def __init__(self, network: Adapter, convention: Convention, clip: bool | None = None) -> None:
         super().__init__(convention.process, network.shape, network.conditions)
         wrapped = Denoiser.wrap(
-            network, convention.process, convention.predicts, data_std=convention.data_std, shape=network.shape,
-            conditions=network.conditions, time=convention.clock,
+            network,
+            convention.process,
+            convention.predicts,
+            data_std=convention.data_std,
+            shape=network.shape,
+            conditions=network.conditions,
+            time=convention.clock,
         )
         self.denoiser, self.convention = convention.thresholded(wrapped, clip), convention
         self.grid, self.end = convention.grid, convention.end

@@ -47,9 +47,7 @@ class Adapter(nn.Module):
 
     required: tuple[str, ...] = ()
 
-    def __init__(
-        self, model: Any, nulls: dict[str, Any] | None = None, shape: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, model: Any, nulls: dict[str, Any] | None = None, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.conditions = self.declare()
@@ -161,9 +159,14 @@ class _TextUNet(Adapter):
     def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
         added = {name: condition[name] for name in self._added if name in condition}
         output = self.model(
-            x, timestep, encoder_hidden_states=condition["encoder_hidden_states"],
-            encoder_attention_mask=condition.get("encoder_attention_mask"), class_labels=condition.get("label"),
-            timestep_cond=condition.get("timestep_cond"), added_cond_kwargs=added or None, return_dict=False,
+            x,
+            timestep,
+            encoder_hidden_states=condition["encoder_hidden_states"],
+            encoder_attention_mask=condition.get("encoder_attention_mask"),
+            class_labels=condition.get("label"),
+            timestep_cond=condition.get("timestep_cond"),
+            added_cond_kwargs=added or None,
+            return_dict=False,
         )[0]
         return mean_channels(output, self.channels)
 
@@ -203,7 +206,10 @@ class _Flux(Adapter):
     required = ("encoder_hidden_states", "pooled_projections")
 
     def __init__(
-        self, model: nn.Module, nulls: dict[str, Any] | None = None, shape: tuple[int, ...] | None = None,
+        self,
+        model: nn.Module,
+        nulls: dict[str, Any] | None = None,
+        shape: tuple[int, ...] | None = None,
         guidance_scale: float = 3.5,
     ) -> None:
         super().__init__(model, nulls, shape)
@@ -227,10 +233,14 @@ class _Flux(Adapter):
             guidance = condition.get("guidance_scale", default).to(x.dtype)
         text = condition["encoder_hidden_states"]
         tokens = self.model(
-            hidden_states=pack(x), timestep=(timestep / 1000).to(x.dtype), guidance=guidance,
-            pooled_projections=condition["pooled_projections"], encoder_hidden_states=text,
+            hidden_states=pack(x),
+            timestep=(timestep / 1000).to(x.dtype),
+            guidance=guidance,
+            pooled_projections=condition["pooled_projections"],
+            encoder_hidden_states=text,
             txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=x.dtype),
-            img_ids=positions(height // 2, width // 2, x), return_dict=False,
+            img_ids=positions(height // 2, width // 2, x),
+            return_dict=False,
         )[0]
         return unpack(tokens, height, width)
 

@@ -18,12 +18,13 @@ _OUTPUTS = {
 
 
 @torch.no_grad()
-def encode_prompt(pipe: Any, prompt: str | list[str]) -> dict[str, Any]:
+def encode_prompt(pipe: Any, prompt: str | list[str], **options: Any) -> dict[str, Any]:
     """The conditions that say ``prompt`` to the denoiser of a pipeline.
 
     Args:
         pipe: a StableDiffusion-, StableDiffusion3- or Flux-type pipeline with its text encoders.
         prompt: one prompt, shared by all samples, or one a sample.
+        options: what else the pipeline's ``encode_prompt`` takes, such as ``max_sequence_length`` or ``clip_skip``.
 
     Returns:
         Tensors with a leading axis of one a prompt, to be passed on as ``sample(denoiser, n, **conditions)``.
@@ -38,7 +39,7 @@ def encode_prompt(pipe: Any, prompt: str | list[str]) -> dict[str, Any]:
     known = inspect.signature(pipe.encode_prompt).parameters
     # the second and third encoders of a pipeline read the first one's prompt unless told otherwise
     words = {"prompt_2": None, "prompt_3": None, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    words = {k: v for k, v in words.items() if k in known}
+    words = {k: v for k, v in words.items() if k in known} | options
     outputs = pipe.encode_prompt(prompt, device=pipe._execution_device, **words)
     return {name: outputs[position] for position, name in names.items()}
 

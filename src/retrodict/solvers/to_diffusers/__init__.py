@@ -31,7 +31,9 @@ def scheduler_class() -> type:
 
 
 def __getattr__(name: str) -> Any:
-    # a saved pipeline names this class by module and name
+    # a saved pipeline names this class by module and name, and diffusers looks for its base class in the same place
     if name == "PlanScheduler":
         return scheduler_class()
+    if name == "SchedulerMixin":
+        return scheduler_class().__mro__[2]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,8 @@ def own_times(plan: Plan, steps: int) -> tuple[float, ...]:
     Raises:
         InputError: a plan that was not generated, or was generated on times of its own.
     """
+    if steps < 1:
+        raise InputError(f"num_inference_steps is an integer of at least 1, got {steps}")
     if steps == plan.steps:
         return plan.times
     grid = as_grid(plan.meta["grid"]) if plan.meta.get("generated") else None
