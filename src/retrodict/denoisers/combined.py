@@ -22,7 +22,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.denoisers.denoiser import Denoiser, Step
-from retrodict.denoisers.wrapped import over_batch
+from retrodict.denoisers.wrapped import over_batch, repeat_null
 from retrodict.kernels import Belief
 from retrodict.kernels.laws import event_size, event_sum
 
@@ -147,8 +147,9 @@ class Guided(Product):
         """Both passes as one doubled batch: the same numbers as two calls, in fewer operations."""
         doubled = {}
         for name, null in self._nulls.items():
-            value = over_batch(condition.get(name, null), len(x), x.device)
-            doubled[name] = torch.cat([over_batch(null, len(x), x.device).to(value), value])
+            nulls = repeat_null(null, len(x), x.device)
+            value = over_batch(condition[name], len(x), x.device) if condition.get(name) is not None else nulls
+            doubled[name] = torch.cat([nulls.to(value), value])
         rest = {
             k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
             for k, v in condition.items()

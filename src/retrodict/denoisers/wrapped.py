@@ -115,11 +115,17 @@ class Wrapped(Denoiser):
         self.check_condition(condition)
         full = dict(condition)
         for name, null in self.conditions.items():
-            value = full.get(name)
-            value = null if value is None else value
-            if value is not None:
-                full[name] = over_batch(value, x.shape[0], x.device)
+            if full.get(name) is not None:
+                full[name] = over_batch(full[name], x.shape[0], x.device)
+            elif null is not None:
+                full[name] = repeat_null(null, x.shape[0], x.device)
         return full
+
+
+def repeat_null(null: Any, batch: int, device: torch.device) -> Tensor:
+    """A null value, a number or one row ``(*shape,)``, once for each batch element."""
+    null = torch.as_tensor(null, device=device)
+    return null.expand(batch, *null.shape)
 
 
 def over_batch(value: Any, batch: int, device: torch.device) -> Tensor:

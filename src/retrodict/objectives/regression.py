@@ -240,6 +240,6 @@ def _leading(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like).reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _replace(value: Tensor, drop: Tensor, null: float) -> Tensor:
+def _replace(value: Tensor, drop: Tensor, null: float | Tensor) -> Tensor:
     drop = drop.to(value.device).reshape(-1, *(1,) * (value.ndim - 1))
-    return torch.where(drop, torch.full_like(value, null), value)
+    return torch.where(drop, torch.as_tensor(null).to(value), value)

@@ -63,7 +63,8 @@ def fit(
         conditions: ``{"label": y}``: integers are classes, reals are vectors. Named data sets bring theirs.
         scale: "auto" scales grey levels to [-1, 1] and standardises other reals; it is stored with the model.
         network: "auto", a name, or a `Network`; ``network_options`` go to a named one.
-        predicts: "auto" ("edm" preconditioning), or a parameterisation of `retrodict.denoisers.Wrapped`.
+        predicts: "auto" ("edm" preconditioning), or a parameterisation of `retrodict.denoisers.Wrapped`; on a path
+            with two ends, the heads of `retrodict.denoisers.TwoEnded`: "ends" (auto) or "velocity-noise".
         objective: "auto", a name or a loss; ``objective_options`` go to a named one.
         heldout: share or number of samples to keep out of training.
         steps: optimiser steps (default 4,000).
@@ -81,7 +82,7 @@ def fit(
     scaler = make_scale(dataset, scale)
     net = _network(process, dataset, network, network_options or {}, seed)
     config = _config(process, dataset, other, net, scaler, predicts)
-    options = {"steps": steps or _DEFAULT_STEPS, "seed": seed, "pairing": pairing} | training
+    options = {"steps": _DEFAULT_STEPS if steps is None else steps, "seed": seed, "pairing": pairing} | training
     config["training"] = options | {
         "objective": objective if isinstance(objective, str) else type(objective).__name__,
         "objective_options": objective_options or {},
@@ -171,7 +172,7 @@ def _config(
     """What decides the run, as plain values: equal configurations are the same run."""
     std = float(scale(data.x[:4096].float()).std()) if data.layout != "tokens" else 1.0
     if predicts == "auto":
-        predicts = "edm" if len(process.ends) == 1 else "data"
+        predicts = "edm" if len(process.ends) == 1 else "ends"
     return {
         "process": process.config(),
         "network": {"name": network.name, "config": network.config},

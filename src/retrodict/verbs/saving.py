@@ -37,12 +37,18 @@ def assemble(config: dict[str, Any]) -> Denoiser:
     if isinstance(process, TokenBridge):
         denoiser: Denoiser = TokenDenoiser(network, process, shape=shape, conditions=conditions)
     else:
-        kind = TwoEnded if len(process.ends) == 2 else Wrapped
-        options = {k: config["denoiser"][k] for k in ("predicts", "data_std")}
-        denoiser = kind(network, process, shape=shape, conditions=conditions, **options)
+        denoiser = _real(network, process, config["denoiser"], shape, conditions)
         denoiser.scale = Scale.from_config(config["scale"])
     denoiser.recipe = {key: config[key] for key in MODEL_KEYS}
     return denoiser
+
+
+def _real(network: Network, process: Any, entry: dict[str, Any], shape: tuple[int, ...], conditions: Any) -> Denoiser:
+    """A network on a Gaussian path; on one with two ends "predicts" names the pair of heads."""
+    if len(process.ends) == 2:
+        return TwoEnded(network, process, heads=entry["predicts"], shape=shape, conditions=conditions)
+    predicts, std = entry["predicts"], entry["data_std"]
+    return Wrapped(network, process, predicts, data_std=std, shape=shape, conditions=conditions)
 
 
 def null_conditions(network: Network) -> dict[str, Any]:
