@@ -124,7 +124,7 @@ def masked_digits():
     """A masked process on binarised digits, with the same fit as everything else."""
     process = rd.Masked(2)
     small = {"hidden": 48, "depth": 2}
-    return rd.fit(process, "binary-digits", network_options=small, steps=120, batch_size=64, lr=4e-3, progress=False)
+    return rd.fit(process, "binary-digits", network_options=small, steps=250, batch_size=64, lr=4e-3, progress=False)
 
 
 def test_masked_digits_train_and_sample_through_the_same_verbs(masked_digits):
