@@ -16,7 +16,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    parts: dict[str, Any]
+    parts: dict[str, Any] = field(repr=False)
 
 
 class Checkpoints:
