@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from retrodict.core.errors import InputError, near
 from retrodict.core.registry import Registry
 
+# Axes of the conditions that are tensors for each sample, the batch axis included.
+_RANKS = {"encoder_hidden_states": 3, "pooled_projections": 2, "text_embeds": 2, "time_ids": 2}
+
 #: Architectures that are understood, by the name of their class in diffusers.
 architectures: Registry[type[Adapter]] = Registry("diffusers model")
 
@@ -37,7 +40,7 @@ class Adapter(nn.Module):
 
     Args:
         model: a diffusers model.
-        nulls: null values that replace the adapter's own, by condition name.
+        nulls: null values that replace the adapter's own, by condition name: one row each, or a batch of one.
         shape: event shape of a state; None takes it from the model's configuration.
 
     Attributes:
@@ -55,7 +58,8 @@ class Adapter(nn.Module):
             if name not in self.conditions:
                 known, hint = ", ".join(self.conditions) or "none", near(name, self.conditions)
                 raise InputError(f"{name!r} is no condition of {type(model).__name__}; it has: {known}.{hint}")
-            self.conditions[name] = null
+            # a null is one row; a batch of one, as the text encoders return it, is that row
+            self.conditions[name] = null[0] if isinstance(null, Tensor) and null.ndim == _RANKS.get(name) else null
         self.shape = shape if shape is not None else self.event_shape()
 
     def declare(self) -> dict[str, Any]:
