@@ -33,6 +33,7 @@ from retrodict.diagnostics.likelihood.units import check_data, of_part, parts, t
 from retrodict.processes import GaussianPath
 
 _EXACT_UP_TO = 64  # dimensions in which "auto" takes the exact trace
+_DIRECTIONS = 16  # pulled back together
 _LOG_SNR_FLOOR = -20.0  # a path that ends in alpha = 0 is followed down to here: alpha/sigma = 2e-9
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 DIVERGENCES = ("auto", "exact", "hutchinson")
@@ -172,16 +173,16 @@ class _Flow:
 
 
 def pull_back(D: Tensor, x: Tensor, directions: Tensor) -> Tensor:
-    """``v' dD/dx`` for each datum and each of its directions ``(n, k, d)``, one backward pass a direction."""
+    """``v' dD/dx`` for each datum and each of its directions ``(n, k, d)``; a backward pass for every 16."""
     if not D.requires_grad:  # a constant
         return torch.zeros_like(directions)
-    count = directions.shape[1]
-    pulled = []
-    for k in range(count):
-        v = directions[:, k].reshape(D.shape)
-        (row,) = torch.autograd.grad(D, x, v, retain_graph=k + 1 < count)
-        pulled.append(row.flatten(1))
-    return torch.stack(pulled, 1)
+    stacked = directions.transpose(0, 1).reshape(-1, *D.shape)
+    rows = []
+    for v in stacked.split(_DIRECTIONS):
+        one = len(v) == 1  # without the batching transform, which not every operation has
+        (row,) = torch.autograd.grad(D, x, v[0] if one else v, retain_graph=True, is_grads_batched=not one)
+        rows.append(row.reshape(len(v), len(x), -1))
+    return torch.cat(rows).transpose(0, 1)
 
 
 def _probes(noise: KeyedNoise, count: int, dims: int) -> Tensor:
