@@ -267,7 +267,7 @@ def test_bad_tokens_are_refused():
         ({"kind": "mlp", "shape": (3,), "hidden": 7}, "even"),
         ({"kind": "mlp", "shape": (3,), "dropout": 1.0}, r"\[0, 1\)"),
         ({"kind": "mlp", "shape": (3,), "conditions": {"x": 3}}, "'x'"),
-        ({"kind": "unet", "shape": (1, 8, 8), "attention": [2]}, "levels 0 to 1"),
+        ({"kind": "unet", "shape": (1, 8, 8), "attention": [3]}, "levels 0 to 2"),
         ({"kind": "transformer", "shape": (1, 8, 8), "heads": 3}, "heads=3"),
         ({"kind": "transformer", "shape": (8,), "vocabulary": 3, "patch": 3}, "does not divide"),
         ({"kind": "transformer", "shape": (8,)}, "vocabulary="),

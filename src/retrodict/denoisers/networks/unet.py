@@ -189,7 +189,7 @@ def halve(h: Tensor) -> Tensor:
 
 def default_channels(space: Sequence[int]) -> list[int]:
     """Channels per level for a size; small for small data, so that two cores train 8 x 8 in minutes."""
-    most = {8: [32, 64], 16: [32, 64, 128], 32: [64, 128, 192]}
+    most = {8: [32, 64, 64], 16: [32, 64, 128], 32: [64, 128, 192]}
     return next((channels for size, channels in most.items() if max(space) <= size), [64, 128, 192, 256])
 
 
