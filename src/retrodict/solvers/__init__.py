@@ -1,10 +1,24 @@
 """Running backward: plans, the generators that write them, and the two runtimes that execute them."""
 
 from retrodict.solvers import generators
+from retrodict.solvers.adaptive import Recorded, adaptive
 from retrodict.solvers.build import plan, regrid
 from retrodict.solvers.builder import Builder
 from retrodict.solvers.grids import grids
 from retrodict.solvers.plan import Plan
 from retrodict.solvers.registry import Solver, alias, solver, solvers
 
-__all__ = ["Builder", "Plan", "Solver", "alias", "generators", "grids", "plan", "regrid", "solver", "solvers"]
+__all__ = [
+    "Builder",
+    "Plan",
+    "Recorded",
+    "Solver",
+    "adaptive",
+    "alias",
+    "generators",
+    "grids",
+    "plan",
+    "regrid",
+    "solver",
+    "solvers",
+]

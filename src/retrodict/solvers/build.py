@@ -169,6 +169,8 @@ def _asked(old: Plan) -> dict[str, Any]:
 
 def _steps_of_times(grid: Times, steps: int | None, nfe: int | None) -> int:
     n = len(grid.values) - 1
+    if n < 1:
+        raise InputError(f"a grid has at least two times, got {n + 1}")
     if steps not in (None, n) or nfe is not None:
         raise InputError(f"the grid gives {n + 1} times, so {n} steps; leave out steps and nfe")
     return n

@@ -59,7 +59,9 @@ class Uniform(Grid):
     power: float = 1.0
 
     def times(self, path: Any, n: int, start: float, end: float) -> np.ndarray:
-        return np.linspace(start ** (1 / self.power), end ** (1 / self.power), n + 1) ** self.power
+        times = np.linspace(start ** (1 / self.power), end ** (1 / self.power), n + 1) ** self.power
+        times[0], times[-1] = start, end
+        return times
 
 
 @_named("quadratic")

@@ -26,7 +26,7 @@ import numpy as np
 from retrodict.core.errors import InputError, near, require
 from retrodict.solvers.builder import Builder
 from retrodict.solvers.registry import alias, solver
-from retrodict.solvers.weights import INTERPOLATION, Rule, bh1, exact, midpoint, official, uniform
+from retrodict.solvers.weights import COORDINATES, INTERPOLATION, KINDS, Rule, bh1, exact, midpoint, official, uniform
 
 RULES: dict[str, Rule] = {"exact": exact, "heun": exact, "midpoint": midpoint, "official": official}
 VARIANTS: dict[str, Rule] = {"exact": exact, "bh1": bh1, "bh2": midpoint}
@@ -52,8 +52,13 @@ def multistep(
         first, x, ks: start at this step, from this register, with these evaluations of the levels before it.
     """
     require(isinstance(order, int) and 1 <= order <= 6, f"order is an integer from 1 to 6, got {order!r}")
+    require(kind in KINDS, f"kind is one of {', '.join(KINDS)}; got {kind!r}.{near(kind, KINDS)}")
+    require(
+        tau is None or tau in COORDINATES,
+        f"tau is one of {', '.join(COORDINATES)}; got {tau!r}.{near(str(tau), COORDINATES)}",
+    )
     require(b.eta == 0 or kind in ("data", "noise"), f"eta > 0 needs kind 'data' or 'noise', got {kind!r}")
-    tau, kappa = tau or INTERPOLATION.get(kind, "lambda"), 1 + b.eta**2
+    tau, kappa = tau or INTERPOLATION[kind], 1 + b.eta**2
     drop = drops(b, final, tau)
     sizes = {i: step_size(b, i, order, kind, tau, drop) for i in range(first, b.n)}
     full = [i for i in sizes if not singular(b, i, kind, tau)]
