@@ -60,20 +60,20 @@ _G = torch.tensor(
 
 
 def _carry(t: Tensor) -> Tensor:
-    """exp(-t M): the mean of dx = -M x dt + G dW."""
-    return torch.linalg.matrix_exp(-t * _M)
+    """exp(-t M), one matrix a time: the mean of dx = -M x dt + G dW."""
+    return torch.linalg.matrix_exp(-t[..., None, None] * _M)
 
 
 def _root(t: Tensor) -> Tensor:
     """A root of the covariance of the same SDE from a point, by Van Loan's block exponential."""
-    if float(t) == 0:
-        return torch.zeros(D, D, dtype=torch.float64)
     block = torch.zeros(2 * D, 2 * D, dtype=torch.float64)
     block[:D, :D], block[:D, D:], block[D:, D:] = _M, _G @ _G.T, -_M.T
-    E = torch.linalg.matrix_exp(block * t)
-    covariance = _carry(t) @ E[:D, D:]
-    turn = torch.linalg.matrix_exp(math.pi * t * (_M - _M.T))  # any rotation of a root is a root
-    return torch.linalg.cholesky((covariance + covariance.T) / 2) @ turn
+    E = torch.linalg.matrix_exp(block * t[..., None, None])
+    covariance = _carry(t) @ E[..., :D, D:]
+    turn = torch.linalg.matrix_exp(math.pi * t[..., None, None] * (_M - _M.T))  # a root times a rotation is a root
+    start = (t == 0)[..., None, None]
+    root = torch.linalg.cholesky((covariance + covariance.mT) / 2 + start * torch.eye(D, dtype=torch.float64))
+    return root @ turn * ~start
 
 
 def ends(path: rd.GaussianPath, seed: int = 0) -> tuple[Tensor, Tensor | None]:

@@ -99,7 +99,10 @@ class AtomsDenoiser(Denoiser):
             p = keep * (x.unsqueeze(1) == atoms) + (1 - keep) * other
             return p.log().clamp_min(_OFF_SUPPORT).flatten(2).sum(-1)
         atoms = atoms.to(torch.float64)
-        second = None if self.law.x1 is None else self.law.x1.to(x.device, torch.float64)
+        if self.law.x1 is not None:
+            second = self.law.x1.to(x.device, torch.float64).unsqueeze(0)
+        else:
+            second = None if x1 is None else x1.double().unsqueeze(1)
         kernel = self.process.kernel(0.0, t.unsqueeze(1), x1=second)
         return kernel.log_prob(atoms.unsqueeze(0), x.double().unsqueeze(1), event=x.ndim - 1)
 
