@@ -6,10 +6,14 @@ folder, on the plan of the same solver and from the same start, must end in the 
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers as hf
 import numpy as np
@@ -35,6 +39,8 @@ from tiny_pipelines import (
 )
 
 # -- folders: the pipeline's samples, from our side ------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,27 @@ def test_flux_pipeline(folders: dict[str, Path]) -> None:
         **encode_prompt(pipe, "a cat", max_sequence_length=8),
     )
     close(ours.x, unpack(theirs, height, width), 5e-5)
+
+
+def test_the_page_runs(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/diffusers.md, from top to bottom, on the text pipeline of this file."""
+    shutil.copytree(folders["sd"], tmp_path / "my-pipeline")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "diffusers.md").read_text(), flags=re.M | re.S)
+    session: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "diffusers.md", "exec"), session)
+    assert len(blocks) == 3 and session["images"].shape == (2, 3, 16, 16) and session["image"].size == (16, 16)
+
+
+def test_the_example_runs() -> None:
+    """Both ways agree, and UniPC is closer to the fine run than DDIM at ten evaluations."""
+    spec = importlib.util.spec_from_file_location("both_ways", ROOT / "examples" / "diffusers_both_ways.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    found = example.main()
+    assert found["difference"] < 1e-5 and found["errors"]["unipc"] < found["errors"]["ddim"]
 
 
 def test_gradients_reach_the_state(folders: dict[str, Path]) -> None:

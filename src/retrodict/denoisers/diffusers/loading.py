@@ -134,9 +134,6 @@ def _in_memory(source: Any, scheduler: Any) -> tuple[nn.Module, Any, dict[str, A
     """``(network, scheduler, null prompt)`` of a pipeline or a model object."""
     network = next((getattr(source, c) for c in _COMPONENTS if getattr(source, c, None) is not None), None)
     if network is not None and hasattr(source, "scheduler"):
-        names = [c.__name__ for c in type(network).__mro__]
-        if not any(n in architectures for n in names):
-            architectures[names[0]]  # raises, naming the accepted ones
         return network, scheduler if scheduler is not None else source.scheduler, empty_prompt(source)
     if not isinstance(source, nn.Module):
         raise InputTypeError(f"a pipeline, a model, a folder or a Hub id is needed, got {type(source).__name__}")

@@ -112,7 +112,7 @@ def adapt(
     Raises:
         InputError: an architecture that is not understood (the accepted ones are named).
     """
-    names = [c.__name__ for c in type(model).__mro__]
+    names = [c.__name__ for c in type(getattr(model, "_orig_mod", model)).__mro__]  # seen through torch.compile
     name = next((n for n in names if n in architectures), names[0])
     return architectures[name](model, nulls, shape, **options)
 

@@ -304,7 +304,11 @@ class PlanStepper:
         """``alpha x0 + sigma z`` at timesteps, one number or one a sample."""
         t = self.convention.time_of(torch.as_tensor(timesteps).cpu().flatten()).clamp(0, 1)
         shape = (-1, *(1,) * (original_samples.ndim - 1))
-        alpha, sigma = (c(t).to(original_samples).reshape(shape) for c in (self.path.alpha, self.path.sigma))
+        # first the precision, then the device: some devices have no float64
+        alpha, sigma = (
+            c(t).to(original_samples.dtype).to(original_samples.device).reshape(shape)
+            for c in (self.path.alpha, self.path.sigma)
+        )
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
