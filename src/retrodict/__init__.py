@@ -3,6 +3,7 @@
 from retrodict import exact
 from retrodict.data import Data, load_data
 from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
+from retrodict.denoisers.diffusers import from_diffusers
 from retrodict.particles import Population
 from retrodict.processes import (
     DDPM,
@@ -45,6 +46,7 @@ __all__ = [
     "condition",
     "exact",
     "fit",
+    "from_diffusers",
     "load",
     "load_data",
     "plan",
