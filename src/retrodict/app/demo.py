@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import retrodict as rd
-from retrodict.app import measuring
+from retrodict.app import blocks, measuring
 from retrodict.app.info import versions
 from retrodict.app.report import (
     Card,
@@ -26,20 +25,17 @@ from retrodict.app.report import (
     Report,
     Section,
     Series,
-    Table,
     Text,
-    with_interval,
     write_report,
 )
 from retrodict.data import Data
 from retrodict.denoisers import Denoiser
 from retrodict.diagnostics.distances import QualityReport
-from retrodict.training import read_metrics
 
 log = logging.getLogger(__name__)
 
 #: How the demonstration trains; the recipe was chosen by recognised samples after a fixed time on two cores.
-RECIPE: dict[str, Any] = {"steps": 4000, "batch_size": 128, "lr": 2e-3}
+RECIPE: dict[str, Any] = {"steps": 2000, "batch_size": 128, "lr": 2e-3}
 GUIDANCE = 1.5
 BUDGETS = (5, 8, 10, 20)
 SAMPLES = 500  # of each solver at each budget; twice as many for the panel of distances
@@ -131,12 +127,12 @@ def build(
             Section("Fewer evaluations", _frontier(cells), lead="What each budget buys, solver by solver."),
             Section(
                 "Quality",
-                [_panel(panel)],
+                [blocks.quality_table(panel, "95% intervals in brackets; 1,000 samples at 8 evaluations")],
                 lead="Distances to held-out digits, beside what the training set itself earns.",
             ),
-            Section("Training", [_loss(out)]),
+            Section("Training", [c for c in [blocks.loss_chart(out)] if c is not None]),
             Section(
-                "The plan", [Text(f"{plan!r}"), plan_table(plan)], lead="A sampler is data: these rows are all of it."
+                "The plan", [Text(f"{plan!r}"), blocks.plan_table(plan)], lead="A sampler is data: these rows are all of it."
             ),
             Section("How to reproduce", [Code(_REPRODUCE)]),
         ],
@@ -176,45 +172,18 @@ def cards(panel: QualityReport, bits: dict[str, Any]) -> list[Card]:
     ]
 
 
-def _pixels(x: Tensor) -> np.ndarray:
-    return (x[:, 0] / 16).clamp(0, 1).cpu().numpy()
-
-
 def _grid(denoiser: Denoiser) -> Images:
     x, _ = measuring.draw(denoiser, 100, 10, GUIDANCE, seed=1, nfe=8)
-    return Images(
-        _pixels(x).reshape(10, 10, 8, 8),
-        alt="Ten rows of generated digits, one column for each class from 0 to 9",
-        columns=[str(i) for i in range(10)],
-        columns_title="class",
-        caption=f"guidance {GUIDANCE}, seed 1, not selected",
-    )
+    pixels = blocks.brightness(x, denoiser.scale)
+    return blocks.image_grid(pixels, [str(i) for i in range(10)], caption=f"guidance {GUIDANCE}, seed 1, not selected")
 
 
 def _strip(denoiser: Denoiser) -> Images:
-    run = rd.sample(
-        denoiser,
-        5,
-        nfe=8,
-        label=torch.tensor([0, 2, 3, 5, 8]),
-        guidance=GUIDANCE,
-        seed=1,
-        trajectory=True,
-        progress=False,
-    )
+    digits = [0, 2, 3, 5, 8]
+    label = torch.tensor(digits)
+    run = rd.sample(denoiser, 5, nfe=8, label=label, guidance=GUIDANCE, seed=1, trajectory=True, progress=False)
     assert run.trajectory is not None
-    states = run.trajectory.x[:, :, 0]
-    low, high = states.amin((2, 3), keepdim=True), states.amax((2, 3), keepdim=True)
-    means = (run.trajectory.mean[:, :, 0] / 16).clamp(0, 1)
-    rows = [r for i in range(states.shape[1]) for r in (((states - low) / (high - low))[:, i], means[:, i])]
-    return Images(
-        torch.stack(rows).cpu().numpy(),
-        alt="Film strip of five samples: noisy states above, what the network believes below",
-        rows=[word for digit in (0, 2, 3, 5, 8) for word in (f"{digit}: state", "belief")],
-        columns=[f"{t:.2f}" for t in run.trajectory.times],
-        columns_title="time t",
-        caption="upper rows: the state; lower rows: the digit that the network believes is behind it",
-    )
+    return blocks.film_strip(run.trajectory, [str(d) for d in digits], denoiser.scale)
 
 
 def _frontier(cells: dict[str, dict[int, dict[str, Any]]]) -> list[LineChart]:
@@ -269,44 +238,6 @@ def _frontier(cells: dict[str, dict[int, dict[str, Any]]]) -> list[LineChart]:
             caption="by a classifier trained on real digits",
         ),
     ]
-
-
-def _panel(panel: QualityReport) -> Table:
-    assert panel.floor is not None
-    rows = []
-    for name, m in panel.items():
-        floor = panel.floor[name]
-        rows.append(
-            [
-                name.replace("_", " "),
-                with_interval(m.value, m.low, m.high),
-                with_interval(floor.value, floor.low, floor.high),
-                "" if m.p_value is None else f"{m.p_value:.3f}",
-            ]
-        )
-    return Table(
-        ["measure", "samples", "training set", "p"],
-        rows,
-        caption="95% intervals in brackets; 1,000 samples at 8 evaluations",
-    )
-
-
-def _loss(out: Path) -> LineChart:
-    records = [r for r in read_metrics(out / "metrics.jsonl") if r.get("loss") is not None]
-    return LineChart(
-        "Loss",
-        "step",
-        "loss",
-        [Series("training", [r["step"] for r in records], [r["loss"] for r in records])],
-        log_y=True,
-    )
-
-
-def plan_table(plan: rd.Plan) -> Table:
-    """The instructions of a plan as a table."""
-    from retrodict.solvers.show import lines
-
-    return Table(["#", "result", "t", "expression"], lines(plan))
 
 
 _REPRODUCE = """\
