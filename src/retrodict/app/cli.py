@@ -45,9 +45,9 @@ def command(example: str) -> Callable[[F], F]:
                     raise
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(2) from None
-            except KeyboardInterrupt:
-                typer.echo("interrupted", err=True)
-                raise typer.Exit(130) from None
+            except KeyboardInterrupt as stop:
+                typer.echo(f"interrupted: {stop}" if str(stop) else "interrupted", err=True)
+                raise typer.Exit(getattr(stop, "exit_code", 130)) from None
 
         app.command(epilog=f"Example:  {example}")(guarded)
         return function
@@ -92,7 +92,9 @@ def train(
     data: Annotated[
         str, typer.Argument(help="A data set by name, or a .npy, .npz or .parquet file, or a folder.")
     ],
-    process: Annotated[str, typer.Option(help="How noise is added: NAME or NAME:SCHEDULE.")] = "vp:cosine",
+    process: Annotated[
+        str, typer.Option(help="How noise is added: NAME, NAME:VALUE or NAME:VALUE,OPTION=VALUE.")
+    ] = "vp:cosine",
     out: Out = Path("runs/train"),
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: from the data.")] = None,
     network: Annotated[str, typer.Option(help="Network by name; auto chooses by the data's shape.")] = "auto",
@@ -130,6 +132,9 @@ def sample(
         Path, typer.Option("--out", "-o", help="Where to write: .npy, .npz, or .png for images.")
     ] = Path("samples.png"),
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples computed at a time.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Data of the other end, by name or file, where the path has two.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -137,7 +142,7 @@ def sample(
     from retrodict.app.commands import draw_samples
 
     given = {"nfe": nfe, "solver": solver, "guidance": guidance, "batch_size": batch_size, "seed": seed}
-    draw_samples(folder, n, out, given, condition or [], device)
+    draw_samples(folder, n, out, given, condition or [], device, source)
 
 
 @command("retrodict bench runs/digits --nfe 5,8,10,20 --solver auto,ddim")
@@ -161,7 +166,9 @@ def bench(
 @command("retrodict report runs/digits")
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    nfe: Annotated[int, typer.Option(min=1, help="Evaluations of the denoiser per sample shown.")] = 8,
+    nfe: Annotated[
+        int | None, typer.Option(min=1, help="Evaluations per sample shown; default 8, for tokens 32.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:

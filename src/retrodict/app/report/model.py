@@ -23,12 +23,20 @@ def with_interval(value: float, low: float | None = None, high: float | None = N
     '0.972 [0.964, 0.978]'
     >>> with_interval(12.3456)
     '12.3'
+    >>> with_interval(1.0, 1.0, 1.0)
+    '1'
     """
-    if low is None or high is None:
+    if low is None or high is None or low == high:
         return f"{value:.{digits}g}"
-    width = max(abs(high - low), 1e-12)
+    width = abs(high - low)
     places = max(0, min(8, 1 - int(np.floor(np.log10(width))))) if np.isfinite(width) else digits
-    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+    return " ".join([_fixed(value, places), f"[{_fixed(low, places)}, {_fixed(high, places)}]"])
+
+
+def _fixed(value: float, places: int) -> str:
+    """``value`` with so many decimals, and no minus before a zero."""
+    text = f"{value:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Words of the command line as values: processes, settings, conditions, devices.
+
+A process is written ``NAME``, ``NAME:VALUE`` or ``NAME:VALUE,OPTION=VALUE,...``, as in ``vp:cosine``, ``edm``,
+``ve:sigma_max=20`` or ``masked:2,cosine``: values without a name fill the constructor's parameters in order.
+Names come from the registry of processes, so nothing that is typed can run code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError, near, require
+from retrodict.processes import Process, processes
+
+
+def parse_process(text: str) -> Process:
+    """The process that ``text`` names.
+
+    >>> parse_process("vp:cosine")
+    VP(schedule='cosine')
+    >>> parse_process("masked:2")
+    Masked(vocabulary=2, schedule='linear')
+    >>> parse_process("edn")
+    Traceback (most recent call last):
+    ...
+    retrodict.core.errors.InputError: unknown process 'edn'; known: edm, ... Did you mean 'edm'?
+    """
+    name, _, rest = text.strip().partition(":")
+    make = processes[name]
+    parameters = inspect.signature(make).parameters
+    words: dict[str, Any] = {}
+    for position, part in enumerate(filter(None, (p.strip() for p in rest.split(",")))):
+        option, equals, value = part.partition("=")
+        if not equals:
+            require(
+                position < len(parameters),
+                f"process {text!r} has more values than {name!r} has options: {_names(parameters)}",
+            )
+            option, value = list(parameters)[position], part
+        if option not in parameters:
+            raise InputError(
+                f"process {name!r} has no option {option!r}; its options: {_names(parameters)}."
+                f"{near(option, parameters)}"
+            )
+        require(option not in words, f"process {text!r} gives {option!r} twice")
+        words[option] = _typed(value, str(parameters[option].annotation), f"{option} of process {name!r}")
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in words]
+    require(not missing, f"process {name!r} needs {', '.join(missing)}; write it as {name}:VALUE, for example {name}:2")
+    return make(**words)
+
+
+def _names(parameters: Mapping[str, inspect.Parameter]) -> str:
+    return ", ".join(parameters) or "none"
+
+
+def _typed(value: str, annotation: str, what: str) -> Any:
+    """The value as the annotation asks: a whole number, a number, or text."""
+    if annotation not in ("int", "float"):
+        return value
+    try:
+        return int(value) if annotation == "int" else float(value)
+    except ValueError:
+        kind = "a whole number" if annotation == "int" else "a number"
+        raise InputError(f"{what} is {value!r}; it must be {kind}") from None
+
+
+def parse_settings(settings: Iterable[str], taken: Iterable[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words as options; a value is JSON where it reads as such, else text.
+
+    >>> parse_settings(["batch_size=128", "decay=constant", "ema=null"], taken=["steps"])
+    {'batch_size': 128, 'decay': 'constant', 'ema': None}
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        require(bool(equals and name), f"--set {setting!r}; write it as NAME=VALUE, for example --set batch_size=128")
+        require(name not in taken, f"--set {name}=...: it has an option of its own; write it as --{name} {value}")
+        require(name not in found, f"--set gives {name!r} twice")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def parse_conditions(texts: Iterable[str], conditions: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+    """``NAME=VALUE[,VALUE...]`` words as one entry a sample, the values repeated in turn.
+
+    Args:
+        conditions: what a denoiser declares, name -> null: a number K where classes are 0..K-1, a tensor ``(d,)``
+            where a condition is d real numbers.
+    """
+    found: dict[str, Tensor] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        require(bool(equals and value), f"--condition {text!r}; write it as NAME=VALUE, for example -c label=3,8")
+        if name not in conditions:
+            known = ", ".join(conditions) or "none"
+            raise InputError(f"unknown condition {name!r}; this model has: {known}.{near(name, conditions)}")
+        found[name] = _repeated(name, value.split(","), conditions[name], n)
+    return found
+
+
+def _repeated(name: str, values: list[str], null: Any, n: int) -> Tensor:
+    kind, words = (int, "whole numbers") if isinstance(null, int) else (float, "numbers")
+    try:
+        given = torch.tensor([kind(v) for v in values])
+    except ValueError:
+        raise InputError(f"condition {name!r} is {','.join(values)!r}; give {words}, separated by commas") from None
+    if isinstance(null, Tensor) and null.ndim:
+        width = null.numel()
+        require(
+            len(given) % width == 0,
+            f"condition {name!r} has {width} numbers a sample, got {len(given)}; give {width}, or a multiple of that",
+        )
+        given = given.view(-1, *null.shape)
+    return given[torch.arange(n) % len(given)]
+
+
+def parse_numbers(texts: Iterable[str], what: str) -> list[int]:
+    """Whole numbers of at least 1."""
+    numbers = []
+    for text in texts:
+        require(
+            text.strip().isdigit() and int(text) >= 1,
+            f"{what} {text!r}; accepted: whole numbers of at least 1, separated by commas",
+        )
+        numbers.append(int(text))
+    return numbers
+
+
+def parse_device(text: str) -> str:
+    """A device that is there; "auto" is the accelerator where there is one."""
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {text!r} cannot be used ({reason}); accepted: auto, cpu, cuda, cuda:1, mps") from None
+    return text
