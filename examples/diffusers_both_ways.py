@@ -17,7 +17,6 @@ import diffusers
 import torch
 
 import retrodict as rd
-from retrodict.denoisers.diffusers import from_diffusers
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
@@ -55,7 +54,7 @@ def main(folder: str | None = None) -> dict[str, Any]:
     theirs = pipe(**call, generator=torch.Generator().manual_seed(0)).images
 
     # 2. Our plan inside the pipeline: any solver, any grid.  The same solver on the same grid is the same picture.
-    denoiser = from_diffusers(folder)
+    denoiser = rd.from_diffusers(folder)
     same = rd.plan("ddim", denoiser.process, steps=steps, grid=denoiser.grid)
     pipe.scheduler = same.to_diffusers()
     ours = pipe(**call, generator=torch.Generator().manual_seed(0)).images

@@ -180,13 +180,13 @@ def test_pickles_are_refused(name: str) -> None:
 
 
 def test_pickled_weights_in_a_folder_are_refused(copy: Path) -> None:
-    """A file that would leave a mark if it were ever unpickled."""
-    mark = copy / "mark"
-    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.unlink()
-    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(
-        b"cbuiltins\nopen\n(V" + str(mark).encode() + b"\nVw\ntR."
-    )
+    """An honest pickle, as `save_pretrained` still writes on demand, and one that leaves a mark if it is ever read."""
+    part, mark = copy / "unet", copy / "mark"
+    (part / "diffusion_pytorch_model.safetensors").unlink()
+    unet().save_pretrained(part, safe_serialization=False)
+    with pytest.raises(InputError, match="pickles only"):
+        from_diffusers(copy)
+    (part / "diffusion_pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + str(mark).encode() + b"\nVw\ntR.")
     with pytest.raises(InputError, match="pickles only"):
         from_diffusers(copy)
     assert not mark.exists()
