@@ -101,7 +101,8 @@ def test_trajectory_ends_at_the_samples():
     run = rd.sample(LAW.denoiser(PATH), 5, nfe=6, trajectory=True, **QUIET)
     assert run.trajectory.x.shape == (7, 5, 2) and len(run.trajectory.times) == 7
     assert torch.equal(run.trajectory.x[-1], run.x)
-    assert torch.equal(rd.sample(LAW.denoiser(PATH), 5, nfe=6, **QUIET).x, run.x)
+    fast = rd.sample(LAW.denoiser(PATH), 5, nfe=6, **QUIET).x  # the fast runtime eliminates registers
+    assert torch.allclose(fast, run.x, atol=1e-12)
 
 
 def test_a_non_finite_network_is_named_with_its_time():

@@ -32,8 +32,9 @@ class MissingExtraError(RetrodictError, ImportError):
 
 def near(name: str, known: Iterable[str]) -> str:
     """A sentence fragment `` Did you mean 'x'?`` for the nearest of ``known``, or the empty string."""
-    close = difflib.get_close_matches(str(name).lower(), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    spelled = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(name).lower(), list(spelled), n=1, cutoff=0.5)
+    return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def require(condition: bool, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from retrodict.core.errors import InputError, near
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Registry(Generic[T]):
@@ -38,9 +39,14 @@ class Registry(Generic[T]):
             self._table[name] = value
         return value
 
-    def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator form of `add`."""
-        return lambda value: self.add(*names, value=value)
+    def register(self, *names: str) -> Callable[[U], U]:
+        """Decorator form of `add`; the decorated class or function keeps its own type."""
+
+        def decorate(value: U) -> U:
+            self.add(*names, value=value)  # type: ignore[arg-type]
+            return value
+
+        return decorate
 
     def __getitem__(self, name: str) -> T:
         if name in self._table:

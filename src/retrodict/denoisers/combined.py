@@ -25,6 +25,7 @@ from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.denoisers.wrapped import over_batch, repeat_null
 from retrodict.kernels import Belief
 from retrodict.kernels.laws import event_size, event_sum
+from retrodict.processes import Process
 
 
 class Bound(Denoiser):
@@ -68,7 +69,7 @@ class Product(Denoiser):
         conditions: dict[str, Any] = {}
         for d in denoisers:
             conditions |= d.conditions
-            if repr(d.process) != repr(first.process):
+            if not _same_process(d.process, first.process):
                 raise InputError(f"experts share one process; got {first.process!r} and {d.process!r}")
         super().__init__(first.process, first.shape, conditions)
         self.experts, self.scale = torch.nn.ModuleList(denoisers), first.scale
@@ -117,6 +118,11 @@ class Product(Denoiser):
         if step.snr_s == float("inf"):  # at the clean end the experts agree: no weight
             return torch.zeros(step.x.shape[0], dtype=torch.float64, device=step.x.device)
         return -0.5 * (step.snr_s - step.snr_t) * self.rate(step.prev)
+
+
+def _same_process(a: Process, b: Process) -> bool:
+    """Whether two processes are one: the same object, or equal configurations."""
+    return a is b or (a.can_save and b.can_save and a.config() == b.config())
 
 
 class Anneal(Product):

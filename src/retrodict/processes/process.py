@@ -107,7 +107,14 @@ class Process:
 
     def __repr__(self) -> str:
         options = {k: v for k, v in self.config().items() if k != "name"} if self.can_save else {}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+        return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in options.items())})"
+
+
+def _short(value: Any) -> str:
+    """A value for a person: a long table is its length and its ends."""
+    if isinstance(value, list) and len(value) > 4:
+        return f"<{len(value)} values, {value[0]:g} to {value[-1]:g}>"
+    return repr(value)
 
 
 def from_config(config: dict[str, Any]) -> Process:

@@ -22,7 +22,7 @@ from retrodict.core.errors import InputError, InputTypeError, NonFiniteError
 from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.particles import Population
-from retrodict.processes import Process
+from retrodict.processes import GaussianPath, Process
 from retrodict.solvers import Plan, auto, general, runtime
 from retrodict.solvers import plan as make_plan
 from retrodict.verbs.samples import Samples, Trajectory
@@ -170,11 +170,18 @@ def _is_times(grid: Any) -> bool:
 
 
 def _check_start(plan: Plan, init: Tensor | None) -> None:
-    if plan.start_time < 1 and init is None:
+    if plan.start_time < 1 and init is None and not _is_noise(plan.process, plan.start_time):
         raise InputError(
             f"the plan starts at t = {plan.start_time:g}: pass init, the state there "
             "(process.corrupt(x0, t, noise) makes one from a datum)"
         )
+
+
+def _is_noise(process: Process, t: float) -> bool:
+    """Whether the state at t is noise but for 5% of signal, so that the prior will do as its law."""
+    if not isinstance(process, GaussianPath) or not process.scalar or len(process.ends) == 2:
+        return False
+    return float(process.alpha(t)) < 0.05 * float(process.sigma(t)) * float(process.alpha(0.0))
 
 
 def _shape(denoiser: Denoiser, shape: Any, init: Tensor | None, x1: Tensor | None) -> tuple[int, ...]:
