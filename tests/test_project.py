@@ -149,6 +149,19 @@ def test_public_name_is_documented(name: str) -> None:
         assert inspect.getdoc(public), f"retrodict.{name} has no docstring"
 
 
+def test_the_front_door_is_written_once() -> None:
+    """What type checkers see behind the front door, what it imports on first use, and what it lists are the same."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    block = next(node for node in tree.body if is_type_checking(node))
+    seen = {a.name: node.module for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for a in node.names}
+    modules = {name for name, home in seen.items() if home == "retrodict"}
+    assert seen == retrodict._HOMES | dict.fromkeys(modules, "retrodict")
+    assert set(retrodict.__all__) == seen.keys() and modules <= set(retrodict._MODULES)
+    assert all(getattr(retrodict, name) is not None for name in (*retrodict.__all__, *retrodict._MODULES))
+    with pytest.raises(AttributeError, match="no attribute 'sampel'"):
+        retrodict.sampel  # noqa: B018
+
+
 # --- words -------------------------------------------------------------------------------------------------
 
 

@@ -1,24 +1,34 @@
-"""retrodict: describe a stochastic process forward; run it backward."""
+"""retrodict: describe a stochastic process forward; run it backward.
 
-from retrodict import exact
-from retrodict.data import Data, load_data
-from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
-from retrodict.denoisers.diffusers import from_diffusers
-from retrodict.particles import Population
-from retrodict.processes import (
-    DDPM,
-    EDM,
-    VE,
-    VP,
-    GaussianPath,
-    Interpolant,
-    Masked,
-    RectifiedFlow,
-    SubVP,
-    TokenBridge,
-)
-from retrodict.solvers import Plan, plan
-from retrodict.verbs import Guidance, Samples, condition, fit, load, sample, save
+The front door: every public name, each imported from its room when it is first used, so that `import retrodict` and
+the command line's help answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrodict import exact
+    from retrodict.data import Data, load_data
+    from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
+    from retrodict.denoisers.diffusers import from_diffusers
+    from retrodict.particles import Population
+    from retrodict.processes import (
+        DDPM,
+        EDM,
+        VE,
+        VP,
+        GaussianPath,
+        Interpolant,
+        Masked,
+        RectifiedFlow,
+        SubVP,
+        TokenBridge,
+    )
+    from retrodict.solvers import Plan, plan
+    from retrodict.verbs import Guidance, Samples, condition, fit, load, sample, save
 
 __version__ = "0.1.0.dev0"
 
@@ -53,3 +63,52 @@ __all__ = [
     "sample",
     "save",
 ]
+
+#: Where each public name lives; a test keeps this equal to the imports above, which type checkers read.
+_HOMES = {
+    "Data": "retrodict.data",
+    "load_data": "retrodict.data",
+    "Anneal": "retrodict.denoisers",
+    "Denoiser": "retrodict.denoisers",
+    "Guided": "retrodict.denoisers",
+    "Product": "retrodict.denoisers",
+    "Thresholded": "retrodict.denoisers",
+    "from_diffusers": "retrodict.denoisers.diffusers",
+    "Population": "retrodict.particles",
+    "DDPM": "retrodict.processes",
+    "EDM": "retrodict.processes",
+    "GaussianPath": "retrodict.processes",
+    "Interpolant": "retrodict.processes",
+    "Masked": "retrodict.processes",
+    "RectifiedFlow": "retrodict.processes",
+    "SubVP": "retrodict.processes",
+    "TokenBridge": "retrodict.processes",
+    "VE": "retrodict.processes",
+    "VP": "retrodict.processes",
+    "Plan": "retrodict.solvers",
+    "plan": "retrodict.solvers",
+    "Guidance": "retrodict.verbs",
+    "Samples": "retrodict.verbs",
+    "condition": "retrodict.verbs",
+    "fit": "retrodict.verbs",
+    "load": "retrodict.verbs",
+    "sample": "retrodict.verbs",
+    "save": "retrodict.verbs",
+}
+_MODULES = ("data", "denoisers", "diagnostics", "exact", "kernels", "objectives", "particles", "processes", "solvers", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """A public name or a room, on first use."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"retrodict.{name}")
+    else:
+        raise AttributeError(f"module 'retrodict' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from retrodict.app.report import Code, Images, LineChart, Scatter, Series, Table, with_interval
 from retrodict.data import Scale
-from retrodict.diagnostics.distances import QualityReport
+from retrodict.diagnostics.distances import Measure, QualityReport
 from retrodict.solvers import Plan
 from retrodict.solvers.show import lines
 from retrodict.training import read_metrics
 from retrodict.verbs.samples import Trajectory
 
+SHARES = ("precision", "recall", "coverage", "c2st", "class_histogram", "recognised", "accuracy")
+MOST_ROWS = 24  # instructions of a plan that are shown
 MOST_NUMBERS = 16  # coordinates of a vector, or channels of a series, that a table or chart names
 
 
@@ -135,21 +137,36 @@ def loss_chart(folder: Path) -> LineChart | None:
 
 
 def plan_table(plan: Plan) -> Table:
-    """The instructions of a plan as a table."""
-    return Table(["#", "result", "t", "expression"], lines(plan))
+    """The instructions of a plan as a table; of a long one the first and the last."""
+    rows = lines(plan)
+    if len(rows) > MOST_ROWS:
+        half = MOST_ROWS // 2
+        rows = [*rows[:half], ["…", "", "", f"{len(rows) - 2 * half} more instructions"], *rows[-half:]]
+    return Table(["#", "result", "t", "expression"], rows)
 
 
 def quality_table(panel: QualityReport, caption: str) -> Table:
     """Distances with their intervals, beside those that the training set itself has."""
     rows: list[list[str]] = []
     for name, m in panel.items():
-        cells = [name.replace("_", " "), with_interval(m.value, m.low, m.high)]
+        cells = [name.replace("_", " "), with_interval(m.value, *interval(m))]
         if panel.floor is not None:
             least = panel.floor[name]
-            cells.append(with_interval(least.value, least.low, least.high))
-        rows.append([*cells, "" if m.p_value is None else f"{m.p_value:.3f}"])
+            cells.append(with_interval(least.value, *interval(least)))
+        p = "" if m.p_value is None else "< 0.001" if m.p_value < 0.001 else f"{m.p_value:.3f}"
+        rows.append([*cells, p])
     columns = ["measure", "samples", *(["training set"] if panel.floor is not None else []), "p"]
     return Table(columns, rows, caption=caption)
+
+
+def interval(m: Measure) -> tuple[float, float]:
+    """The interval of a measure within the values that it can have: shares lie between 0 and 1, density above 0.
+
+    Distances without bias may be below 0, and so may their intervals.
+    """
+    kind = m.name.removesuffix("_features")
+    low = max(m.low, 0.0) if kind in (*SHARES, "density", "wasserstein", "sliced_wasserstein") else m.low
+    return low, min(m.high, 1.0) if kind in SHARES else m.high
 
 
 def facts_table(facts: dict[str, Any]) -> Table:

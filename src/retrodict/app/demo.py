@@ -148,7 +148,7 @@ def cards(panel: QualityReport, bits: dict[str, Any]) -> list[Card]:
         Card(
             "Recognised",
             f"{accuracy.value:.1%}",
-            f"{accuracy.low:.1%} to {accuracy.high:.1%}",
+            "{:.1%} to {:.1%}".format(*blocks.interval(accuracy)),
             "share of samples in which a classifier of real digits sees the class asked for",
         ),
         Card(
@@ -160,7 +160,7 @@ def cards(panel: QualityReport, bits: dict[str, Any]) -> list[Card]:
         Card(
             "Coverage",
             f"{coverage.value:.2f}",
-            f"{coverage.low:.2f} to {coverage.high:.2f}",
+            "{:.2f} to {:.2f}".format(*blocks.interval(coverage)),
             f"share of held-out digits with a sample near by; the training set has {panel.floor['coverage_features'].value:.2f}",
         ),
         Card(

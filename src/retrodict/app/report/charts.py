@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from retrodict.app.report.markup import Html, element, join
 from retrodict.app.report.model import LineChart, Scatter, Series
@@ -85,11 +86,11 @@ def usable(series: Series, chart: LineChart) -> np.ndarray:
     return keep & ((x > 0) | (not chart.log_x)) & ((y > 0) | (not chart.log_y))
 
 
-def draw_series(axes: Axes, chart: LineChart, series: Series, index: int) -> None:
+def draw_series(figure: Figure, axes: Axes, chart: LineChart, series: Series, index: int) -> None:
     """One line with its interval: bars where points are few, a band where they are many."""
     keep = usable(series, chart)
     x, y = np.asarray(series.x, float)[keep], np.asarray(series.y, float)[keep]
-    colour, few = SERIES[index % 6], len(x) <= 24
+    colour, few, count = SERIES[index % 6], len(x) <= 24, len(chart.series)
     marker = MARKERS[index % 6] if few else ""
     axes.plot(x, y, color=colour, linestyle=DASHES[index % 6], marker=marker, zorder=10 - index)
     if series.low is None or series.high is None:
@@ -98,7 +99,9 @@ def draw_series(axes: Axes, chart: LineChart, series: Series, index: int) -> Non
     if chart.log_y:
         low = np.where(low > 0, low, y)
     if few:
-        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.55, zorder=9 - index)
+        # a step aside, so that intervals at one place do not hide each other
+        aside = axes.transData + ScaledTranslation(2.2 * (index - count / 2 + 0.5) / 72, 0, figure.dpi_scale_trans)
+        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.55, zorder=9 - index, transform=aside)
     else:
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
@@ -127,7 +130,7 @@ def line_chart(chart: LineChart, prefix: str) -> Html:
         axes.set_xscale("log" if chart.log_x else "linear")
         axes.set_yscale("log" if chart.log_y else "linear")
         for index, series in enumerate(chart.series):
-            draw_series(axes, chart, series, index)
+            draw_series(figure, axes, chart, series, index)
         for name, value in chart.references.items():
             axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=(0, (2, 3)))
             axes.annotate(
