@@ -102,6 +102,8 @@ def test_rectangular_maps():
     g = torch.Generator().manual_seed(0)
     a, b = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((2, 5), (5, 3)))
     x = torch.randn(4, 3, generator=g, dtype=torch.float64)
+    assert close(Lin.dense(b).T.mv(x @ b.T), x @ b.T @ b)
+    assert close((Lin.dense(a) @ Lin.dense(b)).T.value, (a @ b).T)
     assert close((Lin.dense(a) @ Lin.dense(b)).mv(x), x @ b.T @ a.T)
     with pytest.raises(InputError, match=r"maps do not chain: \(2, 5\) after \(2, 5\)"):
         Lin.dense(a) @ Lin.dense(a)

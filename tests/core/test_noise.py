@@ -109,11 +109,7 @@ def test_sources_of_noise():
     generator = torch.Generator().manual_seed(0)
     keyed = KeyedNoise(0, 2)
     assert as_noise(keyed, 2) is keyed
-    assert (
-        as_noise(5, 2, dtype=torch.float64)
-        .normal((1,))
-        .equal(KeyedNoise(5, 2, dtype=torch.float64).normal((1,)))
-    )
+    assert as_noise(5, 2, dtype=torch.float64).normal((1,)).equal(KeyedNoise(5, 2, dtype=torch.float64).normal((1,)))
     assert isinstance(as_noise(generator, 2), GeneratorNoise)
     with pytest.raises(InputError, match=r"seed, a torch.Generator or a Noise, got str"):
         as_noise("0", 2)

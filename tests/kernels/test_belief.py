@@ -31,9 +31,7 @@ def test_a_belief_of_tokens():
     assert belief.as_("mean", KeyedNoise(0, 1)).log_p.equal(log_p)
     assert belief.as_("marginal", KeyedNoise(0, 1)).log_p.equal(log_p)
     drawn = belief.as_("sample", KeyedNoise(0, 1)).log_p.exp()
-    assert drawn.sum(-1).equal(torch.ones(1, 2, dtype=torch.float64)) and bool(
-        (drawn.max(-1).values == 1).all()
-    )
+    assert drawn.sum(-1).equal(torch.ones(1, 2, dtype=torch.float64)) and bool((drawn.max(-1).values == 1).all())
     assert int(drawn[0, 1].argmax()) == 0
 
 
@@ -44,11 +42,7 @@ def test_the_beliefs_of_chosen_slots():
     belief = Belief(mean, x1=mean * 2, cov=cov, base=mean - 1, log_h=mean[:, 0], parts=[(0.5, part)])
     index = torch.tensor([2, 2, 0])
     taken = belief.take(index)
-    assert (
-        taken.mean.equal(mean[index])
-        and taken.x1.equal(2 * mean[index])
-        and taken.base.equal(mean[index] - 1)
-    )
+    assert taken.mean.equal(mean[index]) and taken.x1.equal(2 * mean[index]) and taken.base.equal(mean[index] - 1)
     assert taken.covariance().value.tolist() == [3.0, 3.0, 1.0]
     assert taken.log_h.equal(mean[index, 0])
     assert taken.parts[0][0] == 0.5 and taken.parts[0][1].mean.equal(mean[index] + 1)
@@ -60,7 +54,5 @@ def test_what_is_missing_is_said():
     belief = Belief(torch.zeros(1, 2))
     with pytest.raises(InputError, match="offers no posterior covariance"):
         belief.covariance()
-    with pytest.raises(
-        InputError, match="belief_as is 'mean', 'gaussian', 'marginal' or 'sample', got 'median'"
-    ):
+    with pytest.raises(InputError, match="belief_as is 'mean', 'gaussian', 'marginal' or 'sample', got 'median'"):
         belief.as_("median", KeyedNoise(0, 1))

@@ -141,9 +141,7 @@ def test_a_flip_equals_its_table():
     eye = torch.eye(K, dtype=torch.float64)
     table = Finite((u[..., None, None] * eye + (1 - u)[..., None, None] * eye[other].unsqueeze(-2)).log())
     p = law(3, 2, 2, K).log()
-    assert torch.allclose(
-        flip.push(Categorical(p)).log_p.exp(), table.push(Categorical(p)).log_p.exp(), atol=1e-15
-    )
+    assert torch.allclose(flip.push(Categorical(p)).log_p.exp(), table.push(Categorical(p)).log_p.exp(), atol=1e-15)
     for x in itertools.product(range(K), repeat=2):
         for y in itertools.product(range(K), repeat=2):
             a, b = (torch.tensor([v, v]) for v in (x, y))

@@ -161,9 +161,7 @@ def test_guided_paths_have_constant_weights_and_the_posterior_law():
             unit = [w if w is None else w.clone() for w in zero]
             unit[n][:, j] = 1.0
             columns.append(chain.guide(residual, x0, unit)[0] - base)
-    carry = torch.stack(
-        [chain.guide(residual, x0 + e, zero)[0] - base for e in torch.eye(D, dtype=torch.float64)], -1
-    )
+    carry = torch.stack([chain.guide(residual, x0 + e, zero)[0] - base for e in torch.eye(D, dtype=torch.float64)], -1)
     G = torch.stack(columns, -1)
     cov = G @ G.mT + carry @ start.cov.value @ carry.mT
     for i in range(BATCH):
@@ -176,9 +174,7 @@ def test_pull_is_the_h_transform():
     """k(x, y) h(y) = h'(x) k*(x, y) at every x and y, for a singular h."""
     normal = rng(1)
     kernel = LinearGaussian(Lin.dense(normal(D, D)), normal(BATCH, D), Lin.dense(spread(normal)))
-    h = Quadratic.observe(
-        normal(BATCH, 1), Lin.dense(normal(1, D)), Lin.scalar(torch.tensor(0.3, dtype=torch.float64))
-    )
+    h = Quadratic.observe(normal(BATCH, 1), Lin.dense(normal(1, D)), Lin.scalar(torch.tensor(0.3, dtype=torch.float64)))
     guided, earlier = kernel.pull(h)
     x, y = normal(BATCH, D), normal(BATCH, D)
     left = kernel.log_prob(x, y) + h(y)
@@ -235,11 +231,7 @@ def test_lens_law(kind):
         "diagonal": lambda v: Lin.diagonal(v[0]),
         "dense": Lin.dense,
     }[kind]
-    square = (
-        (lambda: normal(D, D) @ torch.eye(D, dtype=torch.float64))
-        if kind == "dense"
-        else (lambda: normal(1, D))
-    )
+    square = (lambda: normal(D, D) @ torch.eye(D, dtype=torch.float64)) if kind == "dense" else (lambda: normal(1, D))
     cov = (lambda: spread(normal)) if kind == "dense" else (lambda: normal(1, D) ** 2 + 0.2)
     kernels = [LinearGaussian(lift(square()), normal(BATCH, D), lift(cov())) for _ in range(3)]
     law = Gaussian(normal(BATCH, D), lift(cov()))
@@ -262,9 +254,7 @@ def test_lens_law(kind):
 
 def test_grouping_does_not_matter():
     normal = rng(6)
-    a, b, c = (
-        LinearGaussian(Lin.dense(normal(D, D)), normal(BATCH, D), Lin.dense(spread(normal))) for _ in range(3)
-    )
+    a, b, c = (LinearGaussian(Lin.dense(normal(D, D)), normal(BATCH, D), Lin.dense(spread(normal))) for _ in range(3))
     assert ((a >> b) >> c).links == (a >> (b >> c)).links == (a, b, c)
 
 
@@ -347,9 +337,7 @@ def test_log_prob_counts_the_axes_of_an_event():
     normal = rng(12)
     data, states = normal(5, 2, 2), normal(3, 2, 2)
     sigma = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
-    kernel = LinearGaussian(
-        Lin.scalar(torch.ones(3, 1, dtype=torch.float64)), 0.0, Lin.scalar(sigma[:, None] ** 2)
-    )
+    kernel = LinearGaussian(Lin.scalar(torch.ones(3, 1, dtype=torch.float64)), 0.0, Lin.scalar(sigma[:, None] ** 2))
     table = kernel.log_prob(data.unsqueeze(0), states.unsqueeze(1), event=2)
     assert table.shape == (3, 5)
     for i in range(3):

@@ -14,6 +14,7 @@ from retrodict.denoisers.wrapped import PREDICTS, coefficients
 from retrodict.exact import Atoms, GaussianMixture
 from retrodict.objectives import Regression, TimeLaw, TokenRegression, make_objective, weightings
 from retrodict.objectives.regression import residual
+from retrodict.objectives.tokens import divergence
 from retrodict.objectives.weightings import Level
 from retrodict.processes import Interpolant, Masked, TokenBridge, conversions
 
@@ -261,6 +262,20 @@ def test_token_networks_are_asked_at_hidden_positions_only():
         )
         terms["loss"].backward()
         assert bool((net.table.grad[4] != 0).any()) and not bool(net.table.grad[:4].any())
+
+
+def test_the_posterior_is_the_minimum_of_the_token_bound():
+    """Also with targets that equal the source: the gradient of the expected bound vanishes at the posterior."""
+    posterior = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)  # of x0, given a position that shows x1 = 0
+    for process in (Masked(3), TokenBridge(3)):
+        logits = posterior.log().requires_grad_()
+        log_p = torch.log_softmax(logits, 0).expand(3, 1, 3)
+        x0, other = torch.tensor([[0], [1], [2]]), torch.full((3, 1), 3 if isinstance(process, Masked) else 0)
+        cost = divergence(process, log_p, x0, other, other)
+        (gradient,) = torch.autograd.grad((posterior * cost).sum(), logits, retain_graph=True)
+        assert float(gradient.abs().max()) < 1e-12
+        (each,) = torch.autograd.grad(cost[1], logits)
+        assert float(each.abs().max()) > 0.1
 
 
 def test_uniform_token_loss_is_cross_entropy_of_hidden_tokens():

@@ -58,6 +58,18 @@ def test_full_noise_is_the_posterior_of_the_forward_chain(name, times):
     assert torch.allclose(matrix(posterior.Q), matrix(bridge.Q), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("eta", [0.3, 0.8])
+@pytest.mark.parametrize("name", ALL)
+def test_eta_is_a_share_of_standard_deviation(name, eta):
+    """The fresh noise of a step has eta^2 of the variance that the forward chain's posterior has (DDIM, eq. (16))."""
+    path = ALL[name]
+    x0, x1 = ends(path)
+    t, s = (0.45, 0.2) if name == "mirror" else (0.9, 0.35)  # a mirror's noise grows before it falls
+    fresh = [affine(lambda x, e=e: path.bridge(x, t, s, e, x1), x0)[2] for e in (eta, 1.0)]
+    assert torch.allclose(fresh[0], eta**2 * fresh[1], rtol=1e-9, atol=1e-12)
+    assert float(fresh[1].diagonal().min()) > 1e-6
+
+
 @pytest.mark.parametrize("name", [*NAMED, *(n for n in STRUCTURED if "two" not in n)])
 def test_kernels_compose(name):
     """kernel(0, s) then kernel(s, t) is kernel(0, t)."""

@@ -73,6 +73,15 @@ def test_time_at_inverts_the_log_snr(name):
     assert float(path.time_at(-1e4)) == 1.0 and float(path.time_at(1e4)) == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["vp-cosine", "rectified-flow"])
+def test_time_at_is_accurate_where_nothing_is_left_of_the_data(name):
+    """The distance of t from 1, to 6 digits, at log-SNRs where it is 1e-4 to 1e-8."""
+    path = SCALAR[name]
+    for left in (1e-4, 1e-6, 1e-8):
+        t = torch.tensor(1 - left, dtype=torch.float64)
+        assert abs(float(1 - path.time_at(path.log_snr(t))) / left - 1) < 1e-6
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_log_snr_falls_with_time(name):
     lam = NAMED[name].log_snr(torch.linspace(1e-6, 1 - 1e-6, 400, dtype=torch.float64))

@@ -95,10 +95,8 @@ class Wrapped(Denoiser):
 
     def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The network's raw output F."""
-        c_in, _, _ = self.coefficients(t, x)
-        return self.network(
-            x if isinstance(c_in, float) else x * c_in, self._clock(t).to(x.dtype), **self._filled(x, condition)
-        )
+        seen = x * self.coefficients(t, x)[0] if self.predicts == "edm" else x  # c_in is 1 for the others
+        return self.network(seen, self._clock(t).to(x.dtype), **self._filled(x, condition))
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         t = batch_time(t, x)

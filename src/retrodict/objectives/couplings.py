@@ -24,9 +24,7 @@ from retrodict.core.registry import Registry
 class Coupling:
     """Partners as they come: paired where the data are paired, independent otherwise."""
 
-    def __call__(
-        self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """``other`` reordered so that row i is the partner of ``x0[i]``; both ``(n, *shape)``."""
         return other
 
@@ -47,9 +45,7 @@ class OptimalTransport(Coupling):
         self.entropy, self.by_class = float(entropy), bool(by_class)
         optional_import("ot", "ot")
 
-    def __call__(
-        self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, x0: Tensor, other: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         if not self.by_class:
             return other[self._partners(x0, other, generator)]
         if labels is None:
@@ -79,6 +75,4 @@ class OptimalTransport(Coupling):
 couplings: Registry[Any] = Registry("coupling")
 couplings.add("independent", value=Coupling)
 couplings.add("optimal-transport", "ot", value=OptimalTransport)
-couplings.add(
-    "class-optimal-transport", "class-ot", value=lambda **options: OptimalTransport(by_class=True, **options)
-)
+couplings.add("class-optimal-transport", "class-ot", value=lambda **options: OptimalTransport(by_class=True, **options))

@@ -72,9 +72,7 @@ class Objective:
         """
         raise NotImplementedError
 
-    def read(
-        self, denoiser: Denoiser, batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def read(self, denoiser: Denoiser, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """``(x0, x1, conditions)`` of a batch."""
         condition = {name: value for name, value in batch.items() if name not in ("x0", "x", "x1")}
         x0, x1 = batch.get("x0", batch.get("x")), batch.get("x1")
@@ -88,9 +86,7 @@ class Objective:
         denoiser.check_condition(condition)
         return x0, x1, condition
 
-    def drop(
-        self, denoiser: Denoiser, condition: dict[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def drop(self, denoiser: Denoiser, condition: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Replace all conditions of some samples by their null values."""
         nulls = {k: null for k, null in denoiser.conditions.items() if null is not None and k in condition}
         if self.dropout == 0 or not nulls:
@@ -103,8 +99,7 @@ class Objective:
         n = len(next(iter(condition.values())))
         drop = torch.rand(n, generator=generator, device=generator.device) < (self.dropout or _DROPOUT)
         return {
-            name: _replace(value, drop, nulls[name]) if name in nulls else value
-            for name, value in condition.items()
+            name: _replace(value, drop, nulls[name]) if name in nulls else value for name, value in condition.items()
         }
 
     def over_time(self, t: Tensor, error: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
@@ -190,9 +185,7 @@ class Regression(Objective):
         alpha, sigma = (_leading(c, x0) for c in (self.process.alpha(t), self.process.sigma(t)))  # type: ignore[attr-defined]
         F = denoiser.output(x_t, t, **condition)
         if F.shape != x0.shape:
-            raise InputError(
-                f"the network returned shape {tuple(F.shape)} for data of shape {tuple(x0.shape)}"
-            )
+            raise InputError(f"the network returned shape {tuple(F.shape)} for data of shape {tuple(x0.shape)}")
         return _mean_square(residual(F, denoiser.predicts, x0, z, alpha, sigma, denoiser.data_std))
 
     def _two_ended(
@@ -229,7 +222,7 @@ def residual(
     if predicts == "score":
         return sigma * F + z
     v = alpha**2 * data_std**2 + sigma**2
-    return F - (sigma / data_std * x0 - alpha * data_std * z) * v**-0.5
+    return F - (sigma / data_std * x0 - alpha * data_std * z) * v.rsqrt()
 
 
 def _mean_square(residual: Tensor) -> Tensor:

@@ -166,9 +166,7 @@ class Importance(TimeLaw):
     ) -> None:
         super().__init__(low, high, stratified)
         require(bins >= 1, f"bins={bins}; accepted: at least 1")
-        require(
-            0 <= decay < 1 and 0 < share <= 1, f"decay in [0, 1) and share in (0, 1], got {decay} and {share}"
-        )
+        require(0 <= decay < 1 and 0 < share <= 1, f"decay in [0, 1) and share in (0, 1], got {decay} and {share}")
         self.bins, self.decay, self.share = int(bins), float(decay), float(share)
         self.squares = torch.zeros(bins, dtype=torch.float64)
         self.mass = torch.zeros(bins, dtype=torch.float64)

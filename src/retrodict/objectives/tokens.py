@@ -48,9 +48,7 @@ class TokenRegression(Objective):
             raise InputError(f"this objective is for masks and token bridges, got {type(process).__name__}")
         super().__init__(process, weighting, times, dropout)
         if not isinstance(self.weighting, ELBO) and type(self.weighting) is not Weighting:
-            raise InputError(
-                "tokens are weighted 'elbo' or 'uniform'; the other weightings are of the log-SNR"
-            )
+            raise InputError("tokens are weighted 'elbo' or 'uniform'; the other weightings are of the log-SNR")
 
     def __call__(
         self, denoiser: Denoiser, batch: Mapping[str, Tensor], generator: torch.Generator
@@ -91,9 +89,7 @@ def log_posterior(
     source = {} if x1 is None else {"x1": x1}
     law = denoiser.belief(x_t, t, **condition, **source).law
     if law is None:
-        raise InputError(
-            f"{type(denoiser).__name__} gives no class posterior; wrap the network in a TokenDenoiser"
-        )
+        raise InputError(f"{type(denoiser).__name__} gives no class posterior; wrap the network in a TokenDenoiser")
     return law.log_p
 
 

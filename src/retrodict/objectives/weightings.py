@@ -20,6 +20,7 @@ does not depend on it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,17 +50,17 @@ class Level:
     predicts: str = "data"
     data_std: float = 1.0
 
-    @property
+    @cached_property
     def log_snr(self) -> Tensor:
         """lambda, clipped to [-20, 20]."""
         return self.path.log_snr(self.t).clamp(-_LOG_SNR_CLIP, _LOG_SNR_CLIP)
 
-    @property
+    @cached_property
     def log_snr_rate(self) -> Tensor:
         """d lambda / dt."""
         return log_snr_rate(self.path, self.t)
 
-    @property
+    @cached_property
     def c_out2(self) -> Tensor:
         """Squared error of the posterior mean per squared error of the residual that is regressed.
 

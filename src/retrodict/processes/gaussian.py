@@ -32,7 +32,9 @@ Coefficient = Callable[[Tensor], "Tensor | Lin"]
 #: Regression targets of a Gaussian path; `GaussianPath.target` gives the formulas.
 TARGETS = ("noise", "data", "velocity", "flow", "score", "x1")
 
-_LOG_SNR_CLIP = 20.0
+# networks are told no more of lambda than training shows them often: e^-7 of signal or of noise is as good as none,
+# and a clock that ran on to t = 1 would send the first evaluation of every run to a time never seen
+_LOG_SNR_CLIP = 7.0
 _SOLVER_LOG_SNR = -5.1  # where grids that are uniform in log-SNR begin if alpha(1) = 0
 
 
@@ -124,7 +126,7 @@ class GaussianPath(Process):
     t_min: float = 1e-3
 
     def network_time(self, t: Tensor) -> Tensor:
-        """lambda / 4, clipped to [-5, 5]; t itself on a path with two ends."""
+        """lambda / 4, lambda clipped to [-7, 7]; t itself on a path with two ends."""
         if not self.scalar or len(self.ends) == 2:
             return t
         return self.log_snr(t).clamp(-_LOG_SNR_CLIP, _LOG_SNR_CLIP) / 4
@@ -139,8 +141,18 @@ class GaussianPath(Process):
 
     def _coefficients(self, t: Tensor) -> tuple[Lin, Lin | None, Lin]:
         """``(A, B, S)`` as maps at float64 times."""
-        lift = lambda c: c(t) if isinstance(c(t), Lin) else Lin.scalar(self._scalar(c, t))  # noqa: E731
-        return lift(self._alpha), None if self._beta is None else lift(self._beta), lift(self._sigma)
+        return (
+            self._map(self._alpha, t),
+            None if self._beta is None else self._map(self._beta, t),
+            self._map(self._sigma, t),
+        )
+
+    @staticmethod
+    def _map(coefficient: Coefficient, t: Tensor) -> Lin:
+        value = coefficient(t)
+        if isinstance(value, Lin):
+            return value
+        return Lin.scalar(torch.as_tensor(value, dtype=torch.float64, device=t.device).expand_as(t))
 
     # -- the process interface ------------------------------------------------------------------------------
 
