@@ -115,9 +115,7 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in result.stderr and "InputError" in result.stderr
     result = python("from retrodict.app.cli import main; main()", "info", "/no/such/folder")
     assert result.returncode == 2
-    assert "Traceback" not in result.stderr and result.stderr.startswith(
-        "error: /no/such/folder is not a folder"
-    )
+    assert "Traceback" not in result.stderr and result.stderr.startswith("error: /no/such/folder is not a folder")
 
 
 def test_bug_shows_its_traceback() -> None:
@@ -174,9 +172,7 @@ def test_info_names_versions_and_registries() -> None:
 
 
 def test_info_prints_a_run_folder(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps({"format": 1, "process": {"name": "vp", "schedule": "cosine"}})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "process": {"name": "vp", "schedule": "cosine"}}))
     (tmp_path / "metrics.json").write_text(json.dumps({"mmd": 0.0125}))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "000100.safetensors").write_bytes(bytes(2500))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import retrodict as rd
 from retrodict.app.blocks import brightness
-from retrodict.app.options import parse_conditions, parse_numbers, parse_process, parse_settings
+from retrodict.app.options import parse_conditions, parse_device, parse_numbers, parse_process, parse_settings
 from retrodict.app.runs import Run, open_run, write_run_report
 from retrodict.core.errors import InputError, require
 from retrodict.solvers import solvers
@@ -34,12 +34,13 @@ REFERENCE = 200  # evaluations of the long run that solvers are compared with
 def train_model(data: str, process: str, out: Path, given: Mapping[str, Any], settings: Sequence[str]) -> None:
     """Learn the reversal of a process into a run folder, and write its report."""
     path = parse_process(process)
+    device = parse_device(given["device"])
     options = parse_settings(settings, taken=("process", "data", "out", *given))
     loading = {name: options.pop(name) for name in ("conditions", "heldout") if name in options}
     dataset = rd.load_data(data, seed=given["seed"], **loading)
     log.info("%r, %r into %s", path, dataset, out)
     rd.fit(path, dataset, out=out, **given, **options)
-    run = open_run(out, given["device"], dataset, options.get("x1"))
+    run = open_run(out, device, dataset, options.get("x1"))
     log.info("%s", write_run_report(run, seed=given["seed"]))
 
 

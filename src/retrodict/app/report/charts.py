@@ -102,6 +102,8 @@ def draw_series(figure: Figure, axes: Axes, chart: LineChart, series: Series, in
         # a step aside, so that intervals at one place do not hide each other
         aside = axes.transData + ScaledTranslation(2.2 * (index - count / 2 + 0.5) / 72, 0, figure.dpi_scale_trans)
         axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.55, zorder=9 - index, transform=aside)
+        axes.update_datalim(np.column_stack([np.tile(x, 2), np.concatenate([low, high])]))
+        axes.autoscale_view()
     else:
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
