@@ -44,7 +44,7 @@ def _auto(process: Process, **options: Any) -> Objective:
     if process.state == "tokens":
         return TokenRegression(process, **options)
     if process.state == "real":
-        suited = {"times": NoiseLogNormal()} if isinstance(process, (EDM, VE)) else {}
+        suited: dict[str, Any] = {"times": NoiseLogNormal()} if isinstance(process, (EDM, VE)) else {}
         return Regression(process, **(suited | options))
     raise InputError(f"no objective learns states of kind {process.state!r}; accepted: 'real', 'tokens'")
 
@@ -53,7 +53,8 @@ def _auto(process: Process, **options: Any) -> Objective:
 def _likelihood(process: Process, **options: Any) -> Objective:
     if process.state == "tokens":
         return TokenRegression(process, **options)
-    return Regression(process, **({"weighting": "elbo", "times": "log-snr"} | options))
+    suited: dict[str, Any] = {"weighting": "elbo", "times": "log-snr"}
+    return Regression(process, **(suited | options))
 
 
 objectives.add("regression", value=Regression)

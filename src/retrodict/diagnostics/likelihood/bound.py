@@ -133,18 +133,19 @@ def elbo(
 
 def _over_parts(
     x: Tensor, samples: int, batch_size: int, condition: dict[str, Any], work: Any, seed: int
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(prior, diffusion, reconstruction, standard error)``, each ``(n,)``, from draws ``(part, samples)``."""
-    found: list[tuple[Tensor, ...]] = []
+    found: list[Tensor] = []
     for part in parts(len(x), max(1, batch_size // samples)):
         noise = KeyedNoise(seed, range(part.start, part.stop), dtype=torch.float64, device=x.device)
         repeated = x[part].repeat_interleave(samples, 0)
         with torch.no_grad():
             terms = work(part, samples, noise, repeated, of_part(condition, part, len(x), samples))
-        rows = [term.reshape(-1, samples) for term in terms]
-        error = sum(rows).std(1) / samples**0.5 if samples > 1 else torch.full_like(rows[0][:, 0], math.nan)
-        found.append((*(row.mean(1) for row in rows), error))
-    return [torch.cat(column) for column in zip(*found)]
+        rows = torch.stack([term.reshape(-1, samples) for term in terms])
+        spread = rows.sum(0).std(1) / samples**0.5 if samples > 1 else torch.full_like(rows[0, :, 0], math.nan)
+        found.append(torch.cat([rows.mean(2), spread.unsqueeze(0)]))
+    prior, diffusion, reconstruction, error = torch.cat(found, 1)
+    return prior, diffusion, reconstruction, error
 
 
 def _stratified(noise: KeyedNoise, samples: int) -> Tensor:

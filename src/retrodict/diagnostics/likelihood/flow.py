@@ -137,9 +137,10 @@ class _Flow:
         start = self.x.double().flatten(1) * c
         state = torch.cat([start, start.new_zeros(len(start), self.columns)], 1)
         with torch.no_grad():
-            final = odeint(
+            path: Tensor = odeint(
                 self._velocity, state, span, rtol=rtol, atol=atol, method=method, options={"norm": self._worst}
-            )[-1]
+            )  # type: ignore[assignment] # a tensor for a tensor
+        final = path[-1]
         u, integral = final[:, : self.d], final[:, self.d :]
         variance = torch.sigmoid(-2 * span[1]) * self.denoiser.temperature
         prior = -0.5 * ((u**2).sum(1) / variance + self.d * torch.log(2 * math.pi * variance))
