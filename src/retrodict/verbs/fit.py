@@ -92,6 +92,9 @@ def fit(
         return load(folder.path, None if device == "auto" else device)
     denoiser = _fresh(config, net)
     batches, independent = _batches(process, dataset, other, pairing, scaler)
+    compile = training.pop("compile", False)
+    if compile:  # the network, not the denoiser: objectives ask for its raw output
+        denoiser.network.compile(backend=compile if isinstance(compile, str) else "inductor")  # type: ignore[union-attr]
     loss = _Loss(_objective(process, objective, objective_options or {}), independent)
     result = train(
         denoiser,
