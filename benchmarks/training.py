@@ -3,7 +3,7 @@
 Both train the same network with the same loss on one in-memory tensor: batch 256, fused AdamW, gradient
 clipping, EMA by one fused call, fp32, no logging to disk.  The hand-written loop is the least that does this;
 ours also keys batches and noise by the step (so that it can resume exactly) and collects losses to report.
-Runs alternate; the throughput is the median over pairs of neighbouring runs, which a busy machine slows alike.
+Short runs alternate; the throughput is the median over pairs of neighbours, which a busy machine slows alike.
 
     python benchmarks/training.py [--runs 15] [--threads 1]
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import itertools
 import json
 import statistics
@@ -89,12 +90,16 @@ def measure(make: Callable[[], tuple[nn.Module, Tensor]], runs: int, steps: int)
     for run in range(-1, runs):  # run -1 warms up
         pair = [("by_hand", by_hand), ("ours", ours)]
         for name, loop in pair if run % 2 else reversed(pair):
-            seconds = loop(copy.deepcopy(module), data, steps)
+            fresh = copy.deepcopy(module)
+            gc.collect()
+            gc.freeze()  # so that a collection within a run does not walk what earlier runs left
+            seconds = loop(fresh, data, steps)
             if run >= 0:
                 times[name].append(1e6 * seconds / steps)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
+        "pairs": runs,
         "steps": steps,
         "by_hand_us": medians["by_hand"],
         "ours_us": medians["ours"],
@@ -111,8 +116,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = {
-        "mlp": measure(mlp, given.runs, 300),
-        "conv": measure(conv, given.runs, 25),
+        "mlp": measure(mlp, 4 * given.runs, 150),
+        "conv": measure(conv, given.runs, 10),
     }
     print(f"{'network':8} {'parameters':>10} {'by hand':>12} {'ours':>12} {'throughput':>11}   bar {BAR}")
     for name, row in rows.items():
@@ -122,10 +127,9 @@ def main() -> None:
         )
     content = {
         "format": 1,
-        "what": "time of one training step, medians of alternated runs; throughput_ratio = median over pairs of by_hand / ours",
+        "what": "time of one training step, medians of alternated runs; throughput_ratio = median of by_hand / ours",
         "torch": torch.__version__,
         "threads": given.threads,
-        "runs": given.runs,
         "batch_size": BATCH,
         "bar": BAR,
         "rows": rows,

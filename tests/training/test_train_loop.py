@@ -141,7 +141,7 @@ def test_random_state_stays_in_the_run():
 def test_steps_do_not_share_seeds():
     keys = StepKeys(0, "noise", 0)
     assert len({keys(k) for k in range(100_000)}) == 100_000
-    assert StepKeys(0, "noise", 1)(0) != keys(0) != StepKeys(0, "module", 0)(0)
+    assert StepKeys(0, "noise", 1)(0) != keys(0) != StepKeys(0, "data", 0)(0)
 
 
 class Augmented(Dataset):

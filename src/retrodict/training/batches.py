@@ -138,6 +138,7 @@ class DatasetSource:
             batch_size=None,
             num_workers=self.workers,
             worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # else the loader draws from the random state of the step
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:

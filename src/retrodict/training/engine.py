@@ -28,7 +28,7 @@ from retrodict.training.curves import RateCurve
 from retrodict.training.devices import Ranks
 from retrodict.training.ema import EMA
 from retrodict.training.folder import RunFolder, differences
-from retrodict.training.keys import GlobalKeys, StepKeys
+from retrodict.training.keys import StepKeys, StepNoise
 from retrodict.training.metrics import Metrics
 from retrodict.training.optimizers import make_optimizer
 from retrodict.training.results import SaveError, TrainingInterrupted, TrainResult
@@ -88,10 +88,9 @@ class Engine:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.ema = EMA(module, settings.ema) if settings.ema is not None else None
         self.objective = accelerator.prepare(objective)
+        self.compute = self.objective if self.ranks.count > 1 else self.objective.forward  # DDP needs its hooks
         self.scaler = accelerator.scaler
-        self.generator = torch.Generator(device)
-        self.noise_keys = StepKeys(settings.seed, "noise", self.ranks.rank)
-        self.reseed = GlobalKeys(StepKeys(settings.seed, "module", self.ranks.rank), device)
+        self.noise = StepNoise(StepKeys(settings.seed, "noise", self.ranks.rank), device)
         self.checkpoints: Checkpoints | None = None
         self.start, self.wall, self.saved = 0, 0.0, None
         self.terms: dict[str, list[Any]] = {}  # of the steps since the last record, not yet read
@@ -217,12 +216,11 @@ class Engine:
         factor = self.curve(step)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        self.reseed(step)
-        self.generator.manual_seed(self.noise_keys(step))
+        self.noise.start(step)
         for part in reversed(range(self.settings.accumulate)):
             batch = next(batches)
             with self.accelerator.no_sync(self.objective) if part else _NOTHING:
-                self._collect(self._backward(self.objective(batch, self.generator)))
+                self._collect(self._backward(self.compute(batch, self.noise.generator)))
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.settings.clip is not None:

@@ -54,22 +54,30 @@ class StepKeys:
         return _mix32((self.base + step) & _M32)
 
 
-class GlobalKeys:
-    """Seeds PyTorch's own generators before each step, for networks that draw from them (dropout).
+class StepNoise:
+    """The random state of a step: PyTorch's own generators, reseeded before each.
 
-    It reseeds the CPU's generator and the one of ``device`` directly: a microsecond, where
-    `torch.manual_seed` takes a hundred.
+    Loss and module draw from one keyed stream, whether a draw names its generator (noise) or not (dropout).
+    Reseeding takes a microsecond, where `torch.manual_seed` takes a hundred.
+
+    Attributes:
+        generator: the generator of the device, which a loss is handed.
     """
 
     def __init__(self, keys: StepKeys, device: torch.device) -> None:
         self.keys = keys
-        self.generators = [torch.default_generator]
-        if device.type == "cuda":
-            self.generators.append(torch.cuda.default_generators[device.index or 0])
+        if device.type == "cpu":
+            self.generator = torch.default_generator
+        elif device.type == "cuda":
+            self.generator = torch.cuda.default_generators[device.index or 0]
+        else:
+            self.generator = torch.Generator(device)
+        self._all = {id(g): g for g in (torch.default_generator, self.generator)}.values()
 
-    def __call__(self, step: int) -> None:
+    def start(self, step: int) -> None:
+        """Put all generators where step ``step`` begins."""
         seed = self.keys(step)
-        for generator in self.generators:
+        for generator in self._all:
             generator.manual_seed(seed)
 
 
