@@ -50,7 +50,7 @@ bench: $(DEV_STAMP) ## Run the benchmarks and renew docs/benchmarks.md
 	$(BIN)/python benchmarks/collect.py
 
 docs: $(DEV_STAMP) ## Build the documentation in site/, strictly
-	$(BIN)/python -m mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 lint: $(DEV_STAMP) ## Check style with ruff
 	$(BIN)/ruff check .
