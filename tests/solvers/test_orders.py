@@ -178,13 +178,13 @@ class TestInterpolant:
         assert found, found
 
     def test_transport_between_mixtures(self):
-        """8,000 draws of one mixture are carried to the other: mean and covariance within four standard errors and the
+        """3,000 draws of one mixture are carried to the other: mean and covariance within four standard errors and the
         step error (seed fixed; a false alarm would come once in thousands of seeds)."""
         denoiser = M8.denoiser(self.path, x1=self.other)
-        n = 8000
+        n = 3000
         noise = KeyedNoise(7, n, dtype=torch.float64)
         for name, options in [("flow-ab", {}), ("flow-sde", {"epsilon": lambda t: 0.5 * (1 - t)})]:
-            plan = rd.plan(name, self.path, steps=40 if name == "flow-ab" else 160, **options)
+            plan = rd.plan(name, self.path, steps=30 if name == "flow-ab" else 120, **options)
             x = certificate.execute(plan, denoiser, self.other.sample(n, seed=5), noise)
-            assert float((x.mean(0) - M8.mean).abs().max()) < 0.05
-            assert float((torch.cov(x.T) - M8.covariance).abs().max()) < 0.09
+            assert float((x.mean(0) - M8.mean).abs().max()) < 0.09
+            assert float((torch.cov(x.T) - M8.covariance).abs().max()) < 0.13

@@ -1,7 +1,7 @@
 """Parity with the schedulers of diffusers, driven through ``step()`` in float64 with a mixture's exact denoiser.
 
-Their ``step`` works in float32 in places, so that agreement is to 5e-6.  Where diffusers is wrong, the tests say how and
-what we do instead: the sign of the third-order SDE solver, NaN from UniPC "bh1" at sigma = 0, and half of the second
+Their ``step`` works in float32 in places, so that agreement is to 5e-6.  Where diffusers is wrong, the tests say how,
+and what we do: the sign of the third-order SDE solver, NaN from UniPC "bh1" at sigma = 0, and half of the second
 difference in third-order DPM-Solver.
 """
 
@@ -20,7 +20,7 @@ from retrodict.solvers.plan import Plan, Row
 from solvers.solver_cases import M8
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 PROCESS = rd.DDPM()
 DENOISER = M8.denoiser(PROCESS)
@@ -51,7 +51,7 @@ def _theirs(scheduler: Any, n: int, seed: int = 0, in_sigma: bool = False, **ste
 
 
 def _sharpen(scheduler: Any) -> None:
-    """Their sigma/alpha in float64 instead of float32: the noise forms amplify the rounding of the first, near t = 1."""
+    """Their sigma/alpha in float64, not float32: the noise forms amplify the rounding of the first, near t = 1."""
     if hasattr(scheduler, "sigmas"):
         times = (np.asarray(scheduler.timesteps, dtype=np.float64) + 1) / 1000
         alpha, sigma, _ = PROCESS.schedule(times)

@@ -1,7 +1,30 @@
-"""``solver="auto"``: a documented, deterministic choice, made without evaluating the network."""
+"""``solver="auto"``: a documented, deterministic choice, made without evaluating the network.
+
+The table says what and when; the first line whose conditions hold is taken.
+
+================================================  =============================================================
+where                                             what
+================================================  =============================================================
+tokens, counts, paths with matrix coefficients    the process' own reverse step
+a population that carries weights                 first-order steps with all of the noise (eta = 1), since
+                                                  weights need densities
+a path with two ends                              second-order Adams-Bashforth of the flow
+a guidance scale above 3, fewer than 15           the line below without its corrector, which overshoots there
+evaluations
+everything else                                   velocity on the angle, second order with a corrector, on the
+                                                  linear path's times shifted by .7
+================================================  =============================================================
+
+The last line was found by search over prediction type, coordinate, order, corrector and grid, on fourteen mixtures
+and paths and on a trained image network, at 5 to 20 evaluations.  The velocity on the angle vanishes for standard
+normal data, so for data of unit scale little is left to interpolate, and it is finite at both ends of time.  More orders
+win on mixtures, whose posterior means are smooth, and lose on trained networks, which are rough near the data.  The
+same plan is taken at every budget: nothing was gained by switching.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +33,52 @@ from retrodict.processes import GaussianPath, Process
 
 @dataclass(frozen=True)
 class Choice:
-    """A solver with its grid, stochasticity and options."""
+    """A solver with its grid, stochasticity and options; a grid of None is the solver's own."""
 
     solver: str
     grid: Any = None
     eta: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the table is read with."""
+
+    process: Process
+    budget: int | None
+    guidance: float
+    population: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether rows exist for the process: a Gaussian path with scalar coefficients."""
+        return isinstance(self.process, GaussianPath) and self.process.scalar
+
+    @property
+    def two_ended(self) -> bool:
+        """Whether the path has a second end."""
+        return len(self.process.ends) == 2
+
+
+#: Above this scale, and below this number of evaluations, the corrector is left out.
+STRONG_GUIDANCE, FEW = 3.0, 15
+
+_BEST: dict[str, Any] = {"order": 2, "kind": "velocity", "tau": "angle"}
+_SHIFTED = {"name": "flow", "shift": 0.7}
+
+#: ``(condition, choice)`` in order of precedence.
+TABLE: tuple[tuple[Callable[[Case], bool], Choice], ...] = (
+    (lambda case: not case.plain, Choice("step")),
+    (lambda case: case.population and case.two_ended, Choice("ddim", eta=1.0)),
+    (lambda case: case.population, Choice("ddim", grid="logsnr", eta=1.0)),
+    (lambda case: case.two_ended, Choice("flow-ab")),
+    (
+        lambda case: abs(case.guidance) > STRONG_GUIDANCE and (case.budget or FEW) < FEW,
+        Choice("adams", grid=_SHIFTED, options=_BEST),
+    ),
+    (lambda case: True, Choice("adams", grid=_SHIFTED, options={**_BEST, "corrector": True})),
+)
 
 
 def choose(process: Process, budget: int | None, *, guidance: float = 1.0, population: bool = False) -> Choice:
@@ -25,8 +88,5 @@ def choose(process: Process, budget: int | None, *, guidance: float = 1.0, popul
         budget: evaluations (or steps) per sample; guidance: classifier-free scale; population: whether samples
             carry weights, which need a stochastic plan.
     """
-    if not isinstance(process, GaussianPath) or not process.scalar or len(process.ends) == 2:
-        return Choice("step" if process.state != "real" else "ddim", grid="uniform")
-    if population:
-        return Choice("adams", grid="logsnr", eta=1.0, options={"order": 1})
-    return Choice("adams", grid="angle", options={"order": 2, "kind": "flow"})
+    case = Case(process, budget, guidance, population)
+    return next(choice for condition, choice in TABLE if condition(case))

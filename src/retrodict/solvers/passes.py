@@ -2,7 +2,8 @@
 
 Elimination is what makes high-order plans cheap.  A predictor-corrector carries a corrected state that is never
 shown to the network; solving the row that produced the next evaluated state for it turns two long rows into one
-short one, with the same normal form.
+short one, with the same normal form.  Passes are for the fast runtime: the general one runs the plan as it stands,
+since its noisy rows carry the densities of weighted populations.
 """
 
 from __future__ import annotations
@@ -40,13 +41,22 @@ def normal_form(plan: Plan) -> NormalForm:
 
 
 def eliminate(plan: Plan) -> Plan:
-    """Rewrite a plan without the states that are never evaluated, if that saves terms; else return it.
+    """The same solver in fewer terms; a plan that cannot be shortened is returned as it is.
 
-    Each such register is kept as an expression in evaluated ones: its own row, or, once a later evaluated state was
-    computed from it, that row solved for it.  Noisy rows are left alone, since they carry the plan's densities.
+    Two rewritings, in float64: states that are never evaluated are kept as expressions in evaluated ones only, and a
+    state is written out in a row where everything that it was made of stands already.
     """
+    short = plan.with_code(_written_out(_without_unevaluated(plan)))
+    before, after = (sum(c.terms for c in p.code if isinstance(c, Row)) for p in (plan, short))
+    rows = [c for c in short.code if isinstance(c, Row)]
+    largest = max((abs(v) for c in rows for v in [*c.x.values(), *c.d.values()]), default=0.0)
+    return short if after < before and largest < 1e3 else plan
+
+
+def _without_unevaluated(plan: Plan) -> list[Instruction]:
+    """Each register that is never evaluated becomes its own row, or, once a later evaluated state was computed from it,
+    that row solved for it.  Noisy rows are left alone: solving one would spread its noise."""
     evaluated = {c.x for c in plan.code if isinstance(c, Eval)} | {0, plan.out}
-    evaluated |= {c.x for c in plan.code if isinstance(c, Call)} | {c.dst for c in plan.code if isinstance(c, Call)}
     evaluated |= {c.dst for c in plan.code if isinstance(c, Row) and c.z}
     alias: dict[int, Row] = {}
     code: list[Instruction] = []
@@ -63,10 +73,31 @@ def eliminate(plan: Plan) -> Plan:
                     alias[register] = solved
         else:
             alias[c.dst] = row
-    before = sum(c.terms for c in plan.code if isinstance(c, Row))
-    after = sum(c.terms for c in code if isinstance(c, Row))
-    largest = max((abs(v) for c in code if isinstance(c, Row) for v in [*c.x.values(), *c.d.values()]), default=0.0)
-    return plan.with_code(code) if after < before and largest < 1e3 else plan
+    return code
+
+
+def _written_out(code: list[Instruction]) -> list[Instruction]:
+    """Rows with a state replaced by its own row wherever that brings in no new term: the last row of a Runge-Kutta step
+    then holds the source state and the evaluations only."""
+    made: dict[int, Row] = {}
+    short: list[Instruction] = []
+    for c in code:
+        if isinstance(c, Row):
+            while (u := _redundant(c, made)) is not None:
+                c = _substitute(c, {u: made[u]})
+            made[c.dst] = c
+        short.append(c)
+    return short
+
+
+def _redundant(row: Row, made: dict[int, Row]) -> int | None:
+    """The newest state of a row that is a combination of the row's other terms."""
+    for register in reversed(row.x):
+        own = made.get(register)
+        if own is not None and not own.z and own.x.keys() <= row.x.keys() and own.d.keys() <= row.d.keys():
+            if own.d1.keys() <= row.d1.keys():
+                return register
+    return None
 
 
 def _substitute(row: Row, alias: dict[int, Row]) -> Row:

@@ -1,8 +1,9 @@
-"""The fast runtime: a plan compiled to a straight-line Python function.
+"""The fast runtime: a plan lowered to a flat program of tensor operations.
 
-One torch call a term, with the coefficient as ``alpha=``; the first term multiplies, the rest add in place; values
-are dropped after their last use.  There is no data-dependent control flow and no read from the device, so the
-function traces as a whole under ``torch.compile``.  Noise comes as an indexable: `NoiseRows` draws it in blocks.
+Registers become slots of a list, shared as soon as a value is dead; a row is one torch call a term with the
+coefficient as ``alpha=``: the first term multiplies, the rest add in place.  The program is a tuple of plain numbers,
+so there is no data-dependent control flow and no read from the device, and the loop over it traces as a whole under
+``torch.compile``.  Noise comes as an indexable: `NoiseRows` draws it in blocks.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
 from retrodict.solvers.passes import eliminate, last_uses
-from retrodict.solvers.plan import Call, Eval, Plan, Row
+from retrodict.solvers.plan import Call, Eval, Plan
 
 _BLOCK_BYTES = 64 << 20
-_compiled: weakref.WeakKeyDictionary[Plan, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
+_programs: weakref.WeakKeyDictionary[Plan, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
+
+# One line of a program: (slot of the result, slot read first, its coefficient or the time of an evaluation,
+# further (slot, coefficient) pairs or None for an evaluation, (noise, coefficient) pairs or the slot of the second end)
+Line = tuple[int, int, float, Any, Any]
 
 
 class NoiseRows:
@@ -47,47 +52,92 @@ class NoiseRows:
 
 
 def compiled(plan: Plan) -> Callable[..., Tensor]:
-    """``run(f, x, z)`` for a plan without data-dependent rows; cached on the plan.
+    """``run(f, x, z)`` for a plan without data-dependent rows; kept with the plan.
 
     ``f(x, t)`` returns the posterior mean (and the second end where the plan uses it); ``z[m]`` the m-th noise.
     """
-    function = _compiled.get(plan)
+    function = _programs.get(plan)
     if function is None:
-        namespace: dict[str, Any] = {"mul": torch.mul}
-        exec(compile(source(plan), f"<plan {plan.meta.get('solver', '')}>", "exec"), namespace)  # our own text
-        function = namespace["run"]
-        _compiled[plan] = function
+        function = _programs[plan] = _runner(*lower(plan))
     return function
 
 
-def source(plan: Plan) -> str:
-    """The straight-line program of a plan, as Python text.  It contains numbers and register names only."""
+def _runner(program: tuple[Line, ...], slots: int, out: int) -> Callable[..., Tensor]:
+    mul = torch.mul
+
+    def run(f: Callable[..., Any], x0: Tensor, z: Any) -> Tensor:
+        r: list[Any] = [None] * slots
+        r[0] = x0
+        for dst, first, number, rest, extra in program:
+            if rest is None:
+                if extra is None:
+                    r[dst] = f(r[first], number)
+                else:
+                    r[dst], r[extra] = f(r[first], number)
+                continue
+            value = mul(r[first], number)
+            for slot, coefficient in rest:
+                value.add_(r[slot], alpha=coefficient)
+            for m, coefficient in extra:
+                value.add_(z[m], alpha=coefficient)
+            r[dst] = value
+        return r[out]
+
+    return run
+
+
+def lower(plan: Plan) -> tuple[tuple[Line, ...], int, int]:
+    """``(program, number of slots, slot of the result)`` of a plan, registers that are never evaluated eliminated."""
     if plan.opaque:
         raise InputError("this plan has data-dependent rows; it runs on the general runtime")
     short = eliminate(plan)
-    lines = ["def run(f, x0, z):"]
-    for instruction, dead in zip(short.code, last_uses(short.code, short.out)):
-        lines += _lines(instruction, plan.two_ended)
-        names = [f"{name.replace('d', 'e')}" for name in dead if name[0] == "d"] if plan.two_ended else []
-        if dead:
-            lines.append(f"del {', '.join(dead + names)}")
-    return "\n    ".join([*lines, f"return x{short.out}"]) + "\n"
+    slots = _Slots()
+    program = [_line(c, dead, slots, plan.two_ended) for c, dead in zip(short.code, last_uses(short.code, short.out))]
+    return tuple(program), slots.count, slots.of[f"x{short.out}"]
 
 
-def _lines(instruction: Any, two_ended: bool) -> list[str]:
-    if isinstance(instruction, Eval):
-        left = f"d{instruction.k}, e{instruction.k}" if two_ended else f"d{instruction.k}"
-        return [f"{left} = f(x{instruction.x}, {instruction.t!r})"]
-    row: Row = instruction
-    terms = [(f"x{r}", a) for r, a in row.x.items()] + [(f"d{k}", b) for k, b in row.d.items()]
-    terms += [(f"e{k}", b) for k, b in row.d1.items()] + [(f"z[{m}]", c) for m, c in row.z.items()]
-    name = f"x{row.dst}"
-    if not terms:
-        return [f"{name} = mul(x0, 0.0)"]
-    (first, a), rest = terms[0], terms[1:]
-    if not rest and a == 1.0:
-        return [f"{name} = {first}"]
-    return [f"{name} = mul({first}, {float(a)!r})", *(f"{name}.add_({v}, alpha={float(c)!r})" for v, c in rest)]
+class _Slots:
+    """Places of a list, handed out and taken back."""
+
+    def __init__(self) -> None:
+        self.of, self.free, self.count = {"x0": 0}, [], 1
+
+    def take(self, name: str) -> int:
+        if self.free:
+            self.of[name] = self.free.pop()
+        else:
+            self.of[name], self.count = self.count, self.count + 1
+        return self.of[name]
+
+    def give(self, name: str) -> None:
+        if name in self.of:
+            self.free.append(self.of.pop(name))
+
+
+def _line(c: Any, dead: list[str], slots: _Slots, two_ended: bool) -> Line:
+    """One instruction with its operands as slots.  The result of a row may take the place of an operand that dies
+    with it, since a row is computed before it is stored."""
+    if isinstance(c, Eval):
+        source = slots.of[f"x{c.x}"]
+        second = slots.take(f"e{c.k}") if two_ended else None
+        line: Line = (slots.take(f"d{c.k}"), source, c.t, None, second)
+        _give(dead, slots)
+        return line
+    terms = [(slots.of[f"x{r}"], float(a)) for r, a in c.x.items()]
+    terms += [(slots.of[f"d{k}"], float(a)) for k, a in c.d.items()]
+    terms += [(slots.of[f"e{k}"], float(a)) for k, a in c.d1.items()]
+    (first, number), *rest = terms or [(0, 0.0)]
+    _give([name for name in dead if name != c.writes()], slots)
+    dst = slots.take(f"x{c.dst}")
+    _give([name for name in dead if name == c.writes()], slots)
+    return dst, first, number, tuple(rest), tuple((m, float(a)) for m, a in c.z.items())
+
+
+def _give(names: list[str], slots: _Slots) -> None:
+    for name in names:
+        slots.give(name)
+        if name[0] == "d":
+            slots.give(f"e{name[1:]}")
 
 
 def run(

@@ -113,11 +113,13 @@ def usable(b: Builder, level: int, tau: str) -> bool:
 
 
 def drops(b: Builder, final: Any, tau: str) -> bool:
-    """Whether the order falls to one at the end: as ``final`` says, or for "auto" if the last step in lambda is more
-    than twice the mean one, or ends at sigma = 0 in a coordinate that is infinite there."""
+    """Whether the order falls to one at the end, as ``final`` says.  "auto" lowers it for tau = lambda and t, if the last
+    step in lambda is more than twice the mean one or ends at sigma = 0; other coordinates are finite there."""
     if isinstance(final, bool):
         return final
     require(final == "auto", f"final is True (lower the order at the end), False or 'auto'; got {final!r}")
+    if tau not in ("lambda", "t"):
+        return False
     lam = b.levels.lam[: b.n + 1]
     if not np.isfinite(lam[-1]):
         return tau == "lambda"

@@ -58,11 +58,27 @@ def singlestep(b: Builder, order: int, kind: str, weights: str, nodes: str, orde
     """
     require(kind in ("data", "noise"), f"kind is 'data' or 'noise', got {kind!r}")
     require(nodes in ("inner", "grid"), f"nodes is 'inner' or 'grid', got {nodes!r}")
-    rule = chosen(RULES, weights, "weights")
+    blocks = _blocks(b, order, nodes, orders)
+    weights_of = _weights(b, blocks, kind, chosen(RULES, weights, "weights"))
     x = 0
-    for source, inner, target in _blocks(b, order, nodes, orders):
-        x = _block(b, x, source, inner, target, kind, rule)
+    for source, inner, target in blocks:
+        x = _block(b, x, source, inner, target, kind, weights_of)
     return x
+
+
+def _weights(b: Builder, blocks: list[tuple[int, list[int], int]], kind: str, rule: Rule) -> dict[tuple[int, int], Any]:
+    """``(a, w)`` by source and target of all rows with two nodes: the source, and the node before the target.  The row
+    that closes a block of three is exact as published."""
+    wanted: dict[Rule, list[tuple[int, int, list[int]]]] = {rule: [], exact: []}
+    for s, inner, t in blocks:
+        levels = [*inner, t]
+        for number, level in enumerate(levels[1:], 1):
+            if b.finite(s) and b.finite(level):
+                wanted[exact if number == 2 else rule].append((s, level, [s, levels[number - 1]]))
+    found: dict[tuple[int, int], Any] = {}
+    for which, rows in wanted.items():
+        found |= dict(zip([row[:2] for row in rows], b.weights(rows, kind, "lambda", 1.0, which)))
+    return found
 
 
 def _blocks(b: Builder, order: int, nodes: str, orders: Sequence[int] | None) -> list[tuple[int, list[int], int]]:
@@ -90,19 +106,20 @@ def _inside(b: Builder, i: int, shares: Sequence[float]) -> list[float]:
     return [float(np.log1p(-v) - np.log(v)) for v in u]
 
 
-def _block(b: Builder, x: int, s: int, inner: list[int], t: int, kind: str, rule: Rule) -> int:
+def _block(
+    b: Builder, x: int, s: int, inner: list[int], t: int, kind: str, weights_of: dict[tuple[int, int], Any]
+) -> int:
     """The rows of one block; at the ends of time, where lambda is infinite, a chain of first-order rows."""
-    state, levels, ks = x, [s], [b.eval(x, s)]
-    for number, level in enumerate([*inner, t]):
-        if number == 0 or not (b.finite(s) and b.finite(level)):
-            state = b.frozen(state, ks[-1], levels[-1], level)
+    state, level, ks = x, s, [b.eval(x, s)]
+    for target in [*inner, t]:
+        if (s, target) in weights_of:
+            a, w = weights_of[s, target]
+            state = b.row(target, {x: a}, predictions={ks[0]: w[0], ks[-1]: w[1]}, kind=kind)
         else:
-            # the row that closes a block of three is exact as published
-            ((a, w),) = b.weights([(s, level, [s, levels[-1]])], kind, "lambda", 1.0, exact if number == 2 else rule)
-            state = b.row(level, {x: a}, predictions={ks[0]: w[0], ks[-1]: w[1]}, kind=kind)
-        if level != t:
-            ks.append(b.eval(state, level))
-            levels.append(level)
+            state = b.frozen(state, ks[-1], level, target)
+        if target != t:
+            ks.append(b.eval(state, target))
+        level = target
     return state
 
 

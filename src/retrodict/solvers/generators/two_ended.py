@@ -18,6 +18,7 @@ first-order row ``x_t = A D + B D1 + S (r Z + sqrt(1 - r^2) z)`` with ``r = exp(
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,11 @@ def flow_heun(b: Builder) -> int:
     """Heun's method for the flow: two evaluations a step, one where the noise vanishes at either end of the step."""
     if len(b.process.ends) == 1:
         return runge_kutta(b, "heun2", "flow")
-    x = 0
+    x, clock = 0, _Clock(b)
     for i in range(b.n):
         k = b.eval(x, i)
         guess = b.frozen(x, k, i, i + 1)
-        x = guess if not _inside(b, [i, i + 1]) else _row(b, x, i, i + 1, {i: k, i + 1: b.eval(guess, i + 1)})
+        x = guess if not _inside(b, [i, i + 1]) else _row(b, clock, x, i, {i: k, i + 1: b.eval(guess, i + 1)})
     return x
 
 
@@ -61,14 +62,14 @@ def flow_ab(b: Builder, order: int = 2, final: Any = "auto") -> int:
     if len(b.process.ends) == 1:
         return multistep(b, order, "flow", None, final)
     require(order in (1, 2), f"on a path with two ends the order is 1 or 2, got {order!r}")
-    x, ks = 0, {}
+    x, ks, clock = 0, {}, _Clock(b)
     for i in range(b.n):
         k = b.eval(x, i)
         if not _inside(b, [i]):
             x = b.frozen(x, k, i, i + 1)
             continue
         ks = dict(list(({i: k} | ks).items())[:order])
-        x = _row(b, x, i, i + 1, ks)
+        x = _row(b, clock, x, i, ks)
     return x
 
 
@@ -87,20 +88,21 @@ def flow_sde(b: Builder, epsilon: float | Sequence[float] = 0.5) -> int:
         bool((table >= 0).all() and np.isfinite(table).all()),
         f"epsilon is a noise level, finite and not negative; got {epsilon!r}",
     )
+    keep = np.exp(-(b.eta**2) * _churn(b, table))
     x = 0
     for i in range(b.n):
-        x = b.frozen(x, b.eval(x, i), i, i + 1, float(np.exp(-(b.eta**2) * _churn(b, i, table))))
+        x = b.frozen(x, b.eval(x, i), i, i + 1, float(keep[i]))
     return x
 
 
-def _churn(b: Builder, i: int, table: np.ndarray) -> float:
-    """int eps/S^2 dt over step i; infinite where S = 0 at an end of it."""
-    if b.levels.sigma[i] == 0 or b.levels.sigma[i + 1] == 0:
-        return np.inf
-    t, dt = _clock(b, i, i + 1)[1:]
-    sigma = b.path.sigma(torch.from_numpy(t)).numpy()
-    level = np.interp(t, np.linspace(0, 1, len(table)), table) if len(table) > 1 else table[0]
-    return float(np.sum(GAUSS_WEIGHTS * np.abs(dt) * level / sigma**2))
+def _churn(b: Builder, table: np.ndarray) -> np.ndarray:
+    """int eps/S^2 dt over each step; infinite where S = 0 at an end of it."""
+    clock = _Clock(b)
+    level = np.interp(clock.t, np.linspace(0, 1, len(table)), table) if len(table) > 1 else table[0]
+    sigma = b.path.sigma(torch.from_numpy(clock.t)).numpy()
+    total = (GAUSS_WEIGHTS * np.abs(clock.dt) * level / sigma**2).sum(-1)
+    ends = np.minimum(b.levels.sigma[: b.n], b.levels.sigma[1 : b.n + 1])
+    return np.where(ends > 0, total, np.inf)
 
 
 def _inside(b: Builder, levels: list[int]) -> bool:
@@ -108,13 +110,30 @@ def _inside(b: Builder, levels: list[int]) -> bool:
     return bool((b.levels.sigma[levels] > 0).all())
 
 
-def _row(b: Builder, x: int, s: int, t: int, ks: dict[int, int]) -> int:
-    """The row from level s to t that interpolates D, D1 and Z of evaluations ``{level: k}``."""
-    phi, times, dt = _clock(b, s, t)
-    nodes = np.arcsin(np.sqrt(b.levels.t[list(ks)]))
-    basis = lagrange(nodes[None], phi[None])[0] * GAUSS_WEIGHTS * dt
-    rates = [r.numpy() for r in b.path.rates(torch.from_numpy(times))]
-    wA, wB, wS = (basis @ rate for rate in rates)
+class _Clock:
+    """phi = arcsin sqrt(t) at the quadrature points of every step of the grid: arrays ``(steps, points)``.
+
+    Attributes:
+        nodes: phi at the levels; phi, t: at the points; dt: the change of t per unit of quadrature weight.
+    """
+
+    def __init__(self, b: Builder) -> None:
+        self.nodes = np.arcsin(np.sqrt(b.levels.t))
+        width = np.diff(self.nodes)[:, None]
+        self.phi = self.nodes[:-1, None] + width * GAUSS_NODES
+        self.t, self.dt = np.sin(self.phi) ** 2, width * np.sin(2 * self.phi)
+        self.path = b.path
+
+    @cached_property
+    def rates(self) -> np.ndarray:
+        """``(A', B', S')`` at the points, ``(3, steps, points)``."""
+        return np.stack([r.numpy() for r in self.path.rates(torch.from_numpy(self.t))])
+
+
+def _row(b: Builder, clock: _Clock, x: int, i: int, ks: dict[int, int]) -> int:
+    """The row of step i that interpolates D, D1 and Z of evaluations ``{level: k}``."""
+    basis = lagrange(clock.nodes[None, list(ks)], clock.phi[None, i])[0] * GAUSS_WEIGHTS * clock.dt[i]
+    wA, wB, wS = clock.rates[:, i] @ basis.T
     xs, ds, d1 = {x: 1.0}, {}, {}
     for (level, k), a, e, z in zip(ks.items(), wA, wB, wS):
         share = z / b.levels.sigma[level]
@@ -122,11 +141,4 @@ def _row(b: Builder, x: int, s: int, t: int, ks: dict[int, int]) -> int:
         xs[register] = xs.get(register, 0.0) + share
         ds[k] = a - share * b.levels.alpha[level]
         d1[k] = e - share * b.betas[level]
-    return b.row(t, xs, ds, d1=d1)
-
-
-def _clock(b: Builder, s: int, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """phi, t and dt/dphi times the width of the step at the quadrature points of step s to t."""
-    start, end = np.arcsin(np.sqrt(b.levels.t[[s, t]]))
-    phi = start + (end - start) * GAUSS_NODES
-    return phi, np.sin(phi) ** 2, (end - start) * np.sin(2 * phi)
+    return b.row(i + 1, xs, ds, d1=d1)

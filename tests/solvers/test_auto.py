@@ -1,0 +1,129 @@
+"""``solver="auto"``: what the table says, and that it earns its place on a problem that is written down."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import retrodict as rd
+from retrodict.core.lin import Lin
+from retrodict.core.noise import KeyedNoise
+from retrodict.denoisers import Denoiser
+from retrodict.diagnostics.certificate import execute
+from retrodict.processes import GaussianPath
+from retrodict.solvers.auto import TABLE, choose
+from solvers.solver_cases import FRONTIER, M8, interpolant
+
+
+def _plan(process, nfe: int, **words) -> rd.Plan:
+    choice = choose(process, nfe, **words)
+    return rd.plan(choice.solver, process, nfe=nfe, grid=choice.grid, eta=choice.eta, **choice.options)
+
+
+def _flow_end(denoiser: Denoiser, x: torch.Tensor, rows: int) -> torch.Tensor:
+    """Classical Runge-Kutta steps uniform in log sigma/alpha down to .001, then one denoiser call."""
+    path: GaussianPath = denoiser.process  # type: ignore[assignment]
+    first, last = float(path.log_snr(1.0)), -math.log(0.001)
+    h, y = (last - first) / rows, x / float(path.alpha(1.0))
+
+    def slope(lam: float, y: torch.Tensor) -> torch.Tensor:
+        t = float(path.time_at(lam))
+        return denoiser(y * float(path.alpha(t)), t) - y
+
+    for i in range(rows):
+        lam = first + i * h
+        k1 = slope(lam, y)
+        k2 = slope(lam + h / 2, y + h / 2 * k1)
+        k3 = slope(lam + h / 2, y + h / 2 * k2)
+        k4 = slope(lam + h, y + h * k3)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    t = float(path.time_at(last))
+    return denoiser(y * float(path.alpha(t)), t)
+
+
+@pytest.fixture(scope="module")
+def frontier():
+    """The DDPM chain on five components: 256 starts and where the probability flow takes them."""
+    process = rd.DDPM()
+    denoiser = FRONTIER.denoiser(process)
+    x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * float(process.sigma(1.0))
+    return denoiser, x, _flow_end(denoiser, x, 300)
+
+
+def _error(denoiser: Denoiser, x: torch.Tensor, end: torch.Tensor, plan: rd.Plan) -> float:
+    out = execute(plan, denoiser, x, KeyedNoise(0, len(x), dtype=x.dtype))
+    return float((out - end).square().sum(1).mean().sqrt())
+
+
+@pytest.mark.parametrize(("nfe", "bar"), [(5, 0.085), (10, 0.025), (20, 0.006)])
+def test_auto_reaches_its_bars_on_the_frontier(frontier, nfe, bar):
+    denoiser, x, end = frontier
+    plan = _plan(denoiser.process, nfe)
+    assert plan.nfe == nfe
+    error = _error(denoiser, x, end, plan)
+    assert error < bar
+    for name in ("ddim", "dpm++2m", "unipc"):  # and the usual ones do not
+        assert _error(denoiser, x, end, rd.plan(name, denoiser.process, nfe=nfe)) > 2 * error
+
+
+def test_auto_leaves_ddim_behind_on_other_paths():
+    for process in (rd.VP("cosine"), rd.RectifiedFlow(), rd.EDM(), rd.SubVP()):
+        denoiser = M8.denoiser(process)
+        x = torch.randn(64, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * float(
+            process.sigma(1.0)
+        )
+        end = execute(
+            rd.plan("adams", process, steps=300, grid="flow", kind="flow", order=3), denoiser, x, KeyedNoise(0, 64)
+        )
+        ddim = min(
+            _error(denoiser, x, end, rd.plan("ddim", process, nfe=8, grid=g)) for g in ("logsnr", "uniform", "flow")
+        )
+        assert _error(denoiser, x, end, _plan(process, 8)) < 0.15 * ddim
+
+
+class _Strong(Denoiser):
+    """Classifier-free guidance of two mixtures with one set of components."""
+
+    def __init__(self, process, scale: float) -> None:
+        super().__init__(process, (2,))
+        means, spread = M8.means, M8._values[:, 0] * 0.39
+        self.free = rd.exact.GaussianMixture(M8.weights, means, spread).denoiser(process)
+        self.bound = rd.exact.GaussianMixture([0.9362, 0.0466, 0.0171], means, spread).denoiser(process)
+        self.scale = scale
+
+    def forward(self, x, t, **condition):
+        free = self.free(x, t)
+        return free + self.scale * (self.bound(x, t) - free)
+
+
+def test_strong_guidance_leaves_the_corrector_out():
+    """At scale 12 and 8 evaluations the corrector overshoots tenfold; with 20 it is the better again."""
+    process = rd.VP("cosine")
+    denoiser = _Strong(process, 12.0)
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    end = execute(rd.plan("dpm-solver++", process, steps=400, order=3), denoiser, x, KeyedNoise(0, 64))
+    errors = {(n, w): _error(denoiser, x, end, _plan(process, n, guidance=w)) for n in (8, 20) for w in (1.0, 12.0)}
+    assert errors[8, 12.0] < 0.2 and errors[8, 1.0] > 3 * errors[8, 12.0]
+    assert errors[20, 12.0] < 0.05
+
+
+def test_the_table():
+    vp = rd.VP()
+    assert choose(rd.Masked(4), 64).solver == "step" and choose(rd.TokenBridge(4), 64).solver == "step"
+    matrix = GaussianPath(lambda t: Lin.diagonal(torch.ones(2) * (1 - t)), lambda t: Lin.diagonal(torch.ones(2) * t))
+    assert choose(matrix, 10).solver == "step"
+    assert choose(interpolant(), 10).solver == "flow-ab"
+    for process in (vp, interpolant()):
+        crowd = _plan(process, 10, population=True)
+        assert crowd.has_density and crowd.meta["eta"] == 1
+    assert choose(vp, 10, guidance=7.5).options.get("corrector") is None
+    assert choose(vp, 10, guidance=1.5) == choose(vp, 20, guidance=7.5) == choose(vp, 5) == TABLE[-1][1]
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3, 5, 10])
+def test_every_choice_makes_a_plan(nfe):
+    for process in (rd.VP(), rd.EDM(), rd.RectifiedFlow(), interpolant(), rd.Masked(3)):
+        for words in ({}, {"population": True}, {"guidance": 8.0}):
+            assert _plan(process, nfe, **words).nfe == nfe
