@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def help_texts() -> list[str]:
     """A heading and the help of each subcommand, as a terminal shows it."""
-    runner = CliRunner(env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "96"})
+    runner = CliRunner(env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "84"})
     sections = []
     for name in get_command(app).commands:  # type: ignore[attr-defined]
         text = runner.invoke(app, [name, "--help"], prog_name="retrodict").output

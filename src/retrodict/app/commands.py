@@ -62,7 +62,8 @@ def draw_samples(
         f"--out {out}: these samples are no images but of shape {run.denoiser.shape}; write .npy or .npz",
     )
     conditions = parse_conditions(condition, run.denoiser.conditions, n)
-    samples = rd.sample(run.denoiser, n, **given, **run.ends(n), **conditions)
+    words: dict[str, Any] = {**given, **run.ends(n), **conditions}
+    samples = rd.sample(run.denoiser, n, **words)
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out, samples.x, conditions, run)
     log.info("%r -> %s", samples, out)
@@ -74,7 +75,8 @@ def _write(out: Path, x: Tensor, conditions: Mapping[str, Tensor], run: Run) -> 
     elif out.suffix.lower() == ".npy":
         np.save(out, x.cpu().numpy(), allow_pickle=False)
     else:
-        np.savez_compressed(out, x=x.cpu().numpy(), **{name: value.numpy() for name, value in conditions.items()})
+        arrays: dict[str, Any] = {"x": x.cpu().numpy()} | {name: value.numpy() for name, value in conditions.items()}
+        np.savez_compressed(out, allow_pickle=False, **arrays)
 
 
 def contact_sheet(pixels: np.ndarray, least: int = 32) -> Image.Image:
@@ -86,9 +88,8 @@ def contact_sheet(pixels: np.ndarray, least: int = 32) -> Image.Image:
     tiles = np.zeros((rows * columns, *pixels.shape[1:]))
     tiles[:n] = pixels
     sheet = tiles.reshape(rows, columns, *pixels.shape[1:]).swapaxes(1, 2).reshape(rows * height, columns * width, -1)
-    sheet = sheet.repeat(zoom, 0).repeat(zoom, 1).squeeze(-1) if sheet.shape[-1] == 1 else sheet.repeat(zoom, 0).repeat(
-        zoom, 1
-    )
+    sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)
+    sheet = sheet[..., 0] if sheet.shape[-1] == 1 else sheet
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
 
 

@@ -81,7 +81,8 @@ def open_run(folder: str | Path, device: str = "auto", data: Data | None = None,
     """A finished run; data and the other end are loaded again where the run names them."""
     denoiser = rd.load(folder, parse_device(device))
     path = Path(folder)
-    config = RunFolder(path).config() if path.is_dir() else dict(denoiser.recipe)  # type: ignore[arg-type]
+    recipe: Any = denoiser.recipe
+    config: dict[str, Any] = RunFolder(path).config() if path.is_dir() else recipe
     about = config.get("data", {})
     seed = config.get("training", {}).get("seed", 0)
     data = data if data is not None else _again(about.get("name"), seed)

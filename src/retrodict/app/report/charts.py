@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,7 +33,7 @@ MARKERS = "osD^vP"
 DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (8, 2))]
 MOST_POINTS = 800
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "retrodict",
     "text.parse_math": False,

@@ -62,7 +62,7 @@ def render(report: Report) -> str:
         element("nav", element("ul", *links), aria_label="Sections") if len(names) > 2 else "",
     )
     sections = (section(s, name, ids) for s, name in zip(report.sections, names))
-    style = element("style", Html(files(__package__).joinpath("style.css").read_text(encoding="utf-8")))
+    style = element("style", Html(files("retrodict.app.report").joinpath("style.css").read_text(encoding="utf-8")))
     head = element(
         "head",
         element("meta", charset="utf-8"),
