@@ -4,4 +4,15 @@ from retrodict.denoisers.combined import Anneal, Bound, Guided, Product, Thresho
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.denoisers.wrapped import TokenDenoiser, TwoEnded, Wrapped
 
-__all__ = ["Anneal", "Bound", "Denoiser", "Guided", "Product", "Step", "Thresholded", "TokenDenoiser", "TwoEnded", "Wrapped"]
+__all__ = [
+    "Anneal",
+    "Bound",
+    "Denoiser",
+    "Guided",
+    "Product",
+    "Step",
+    "Thresholded",
+    "TokenDenoiser",
+    "TwoEnded",
+    "Wrapped",
+]

@@ -72,7 +72,8 @@ class Product(Denoiser):
             if not _same_process(d.process, first.process):
                 raise InputError(f"experts share one process; got {first.process!r} and {d.process!r}")
         super().__init__(first.process, first.shape, conditions)
-        self.experts, self.scale = torch.nn.ModuleList(denoisers), first.scale
+        self.experts: Any = torch.nn.ModuleList(denoisers)
+        self.scale = first.scale
         self.weights = [1.0] * len(denoisers) if weights is None else [float(w) for w in weights]
         if len(self.weights) != len(denoisers):
             raise InputError(f"{len(denoisers)} denoisers need as many weights, got {len(self.weights)}")
@@ -83,11 +84,12 @@ class Product(Denoiser):
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         parts = [(w, d.belief(x, t, **self._own(d, condition))) for w, d in zip(self.weights, self.experts)]
-        mean = sum(w * part.mean for w, part in parts) / self.total
-        return Belief(mean, parts=parts)
+        mean: Any = sum(w * part.mean for w, part in parts)
+        return Belief(mean / self.total, parts=parts)
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
-        return sum(w * d(x, t, **self._own(d, condition)) for w, d in zip(self.weights, self.experts)) / self.total
+        mean: Any = sum(w * d(x, t, **self._own(d, condition)) for w, d in zip(self.weights, self.experts))
+        return mean / self.total
 
     @staticmethod
     def _own(denoiser: Denoiser, condition: dict[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class _Machine:
     def move(self, row: Row) -> None:
         noisy = bool(row.z)
         steered = self.population is None or noisy
-        terms = [(self.x[r], a) for r, a in row.x.items()]
+        terms: list[tuple[Any, float]] = [(self.x[r], a) for r, a in row.x.items()]
         # a weighted move without fresh noise has no density: it goes where the unsteered process goes
         terms += [(self.beliefs[k].mean if steered else self.beliefs[k].unsteered, b) for k, b in row.d.items()]
         terms += [(self.beliefs[k].x1, b) for k, b in row.d1.items()]

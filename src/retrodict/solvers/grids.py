@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,10 +43,14 @@ class Grid:
         return {"name": self.name, **changed} if changed else self.name
 
 
-def _named(name: str) -> Callable[[type[Grid]], type[Grid]]:
-    def add(cls: type[Grid]) -> type[Grid]:
+G = TypeVar("G", bound=Grid)
+
+
+def _named(name: str) -> Callable[[type[G]], type[G]]:
+    def add(cls: type[G]) -> type[G]:
         cls.name = name
-        return grids.add(name, value=cls)
+        grids.add(name, value=cls)
+        return cls
 
     return add
 

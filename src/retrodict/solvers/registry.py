@@ -136,4 +136,7 @@ def alias(name: str, of: str, **preset: Any) -> None:
 
 def _tabulated(value: Any) -> Any:
     """A function of time becomes its values at 257 times from 0 to 1, so that a plan is data and can be saved."""
-    return tuple(float(value(i / 256)) for i in range(257)) if callable(value) else value
+    if not callable(value):
+        return value
+    function: Any = value
+    return tuple(float(function(i / 256)) for i in range(257))

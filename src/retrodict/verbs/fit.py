@@ -108,7 +108,7 @@ def fit(
         config=config if folder is not None else None,
         **training,
     )
-    trained: Denoiser = result.module
+    trained: Any = result.module
     if folder is not None:
         _finish(folder, trained, process)
     return trained.eval()
@@ -217,7 +217,7 @@ class _Loss:
         if hasattr(objective, "state_dict"):
             self.state_dict, self.load_state_dict = objective.state_dict, objective.load_state_dict
 
-    def __call__(self, denoiser: Denoiser, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, denoiser: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         if self.other is not None:
             n = len(batch["x0"])
             self.other = self.other.to(batch["x0"].device)

@@ -353,7 +353,7 @@ def _evaluating(denoiser: Denoiser) -> Iterator[None]:
 
 def _join(parts: list[general.Run], plan: Plan) -> general.Run:
     """One run out of the chunks of this process and of the others."""
-    cat = lambda values: None if values[0] is None else _gather(torch.cat(values))  # noqa: E731
+    cat: Any = lambda values: None if values[0] is None else _gather(torch.cat(values))  # noqa: E731
     run = general.Run(cat([p.x for p in parts]))
     run.log_weights = cat([p.log_weights for p in parts])
     run.log_evidence = cat([p.log_evidence for p in parts])
@@ -373,10 +373,11 @@ def _gather(value: Tensor) -> Tensor:
     """Concatenate over processes; shares may differ in length by one group."""
     if not torch.distributed.is_initialized() or PartialState().num_processes == 1:
         return value
-    lengths = gather(torch.tensor([len(value)], device=value.device))
+    lengths: Any = gather(torch.tensor([len(value)], device=value.device))
     longest = int(lengths.max())
     padded = torch.cat([value, value.new_zeros(longest - len(value), *value.shape[1:])])
-    everyone = gather(padded).view(len(lengths), longest, *value.shape[1:])
+    everyone: Any = gather(padded)
+    everyone = everyone.view(len(lengths), longest, *value.shape[1:])
     return torch.cat([piece[: int(length)] for piece, length in zip(everyone, lengths)])
 
 

@@ -159,7 +159,9 @@ class MixtureDenoiser(Denoiser):
         self.law = law if other is None else _pairs(law, other)
         self.register_buffer("_anchor", torch.zeros((), dtype=torch.float64), persistent=False)
 
-    def belief(self, x: Tensor, t: float | Tensor, label: Tensor | int | None = None) -> Belief:
+    def belief(  # pyright: ignore[reportIncompatibleMethodOverride]: a condition that it lacks is an error
+        self, x: Tensor, t: float | Tensor, label: Tensor | int | None = None
+    ) -> Belief:
         y = x.double().flatten(1)
         log_r, D, scale = self._posterior(y, t, label)
         r = torch.softmax(log_r, -1)

@@ -8,6 +8,7 @@ propagated exactly, so that no Monte Carlo error hides the order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,28 +36,30 @@ def flow_map(denoiser: Denoiser, x: Tensor, start: float, end: float, rtol: floa
     if len(path.ends) == 1:
         clock = tuple(float(path.log_snr(t)) for t in (start, end))
 
-        def slope(lam: float, y: np.ndarray) -> np.ndarray:
+        def one_end(lam: float, y: np.ndarray) -> np.ndarray:
             t = float(path.time_at(lam))
             alpha = float(path.alpha(t))
             state = torch.from_numpy(y).reshape(x.shape)
             return (denoiser(state * alpha, t) - state).numpy().ravel()
 
-        scale = [float(path.alpha(t)) for t in (start, end)]
+        slope_of_path, scale = one_end, [float(path.alpha(t)) for t in (start, end)]
     else:
         clock, scale = tuple(float(np.arcsin(np.sqrt(t))) for t in (start, end)), [1.0, 1.0]
 
-        def slope(phi: float, y: np.ndarray) -> np.ndarray:
+        def two_ends(phi: float, y: np.ndarray) -> np.ndarray:
             t = float(np.sin(phi) ** 2)
             state = torch.from_numpy(y).reshape(x.shape)
-            belief = denoiser.belief(state, t)
+            belief: Any = denoiser.belief(state, t)
             a, b, s = (float(c(t)) for c in (path.alpha, path.beta, path.sigma))
             da, db, ds = (float(r) for r in path.rates(t))
             Z = (state - a * belief.mean - b * belief.x1) / s
             return (np.sin(2 * phi) * (da * belief.mean + db * belief.x1 + ds * Z)).numpy().ravel()
 
+        slope_of_path = two_ends
+
     y0 = (x / scale[0]).double().numpy().ravel()
     with torch.no_grad():
-        solved = solve_ivp(slope, clock, y0, method="DOP853", rtol=rtol, atol=rtol)
+        solved = solve_ivp(slope_of_path, clock, y0, method="DOP853", rtol=rtol, atol=rtol)
     return torch.from_numpy(solved.y[:, -1]).reshape(x.shape) * scale[1]
 
 

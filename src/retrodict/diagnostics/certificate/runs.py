@@ -96,9 +96,8 @@ def reproducibility(
     def run(slots: list[int]) -> Tensor:
         other = None if x1 is None else x1[slots]
         x, noise = start(plan, denoiser, slots, shape, seed, other)
-        return execute(
-            plan, denoiser, x, noise, **({} if other is None or "x1" not in denoiser.conditions else {"x1": other})
-        )
+        known: dict[str, Any] = {} if other is None or "x1" not in denoiser.conditions else {"x1": other}
+        return execute(plan, denoiser, x, noise, **known)
 
     together = run(list(range(n)))
     alone = torch.cat([run([i]) for i in range(n)])

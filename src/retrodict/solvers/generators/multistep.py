@@ -292,7 +292,7 @@ def _pseudo_runge_kutta(b: Builder, x: int, i: int, stages: int) -> tuple[int, i
     """A starting step of PNDM: stages of Heun's or the classical method, each a DDIM transfer of the same state with
     the previous stage's noise.  Returns the first evaluation, which alone enters the history, and the new state."""
     L = b.levels
-    middle = b.add_levels(b.path.log_snr((L.t[i] + L.t[i + 1]) / 2).numpy()[None])[0] if stages == 4 else None
+    middle: Any = b.add_levels(b.path.log_snr((L.t[i] + L.t[i + 1]) / 2).numpy()[None])[0] if stages == 4 else None
     ks = [b.eval(x, i)]
     for level in ([middle, middle] if stages == 4 else []) + [i + 1]:
         ks.append(b.eval(_transfer(b, x, i, level, {ks[-1]: 1.0}), level))
