@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from peers.writing import content, write
 from torch import Tensor
 
 import retrodict as rd
 from retrodict.app import measuring
 from retrodict.app.demo import GUIDANCE, RECIPE
-from retrodict.app.info import versions
 from retrodict.diagnostics.classifier import FeatureClassifier
 from retrodict.diagnostics.distances import Measure, mmd
 from retrodict.diagnostics.distances.gaussian import frechet_value
@@ -230,6 +229,8 @@ def picture(samples: dict[str, Tensor], path: Path, columns: int = 20) -> None:
     plt.close(fig)
 
 
+WHAT = f"Digits: are {SHORT} evaluations as good as {LONG}?"
+CAPTION = f"Samples of {SHORT} evaluations above those of {LONG}, from the same noise"
 COLUMNS = ["measure", f"{SHORT} evaluations", f"{LONG} evaluations", "floor", "result", "bar", "holds"]
 
 
@@ -257,27 +258,21 @@ def main() -> None:
     ]
     for line in [COLUMNS, *table]:
         print("  |  ".join(line))
-    content = {
-        "name": "digits",
-        "title": f"Digits: {SHORT} evaluations against {LONG}",
-        "columns": COLUMNS,
-        "rows": table,
-        "notes": [
-            f"{given.samples:,} samples over {len(SEEDS)} seeds, default solver, guidance {given.guidance:g}, the same "
-            "noise for both budgets; held out: 300 digits.",
-            "Frechet distances are bias-corrected, in classifier features, at equal sizes "
-            f"({measured['frechet']['size']:,} against 300); the floor is that of the training set.",
-            "The floor of 'recognised' is that of the held-out digits.",
-            "Numbers are cut to the side that is against us.",
-        ],
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions(),
-        "seconds": round(time.perf_counter() - begun),
+    notes = [
+        f"{given.samples:,} samples over {len(SEEDS)} seeds, default solver, guidance {given.guidance:g}, the same "
+        "noise for both budgets; held out: 300 digits.",
+        "Frechet distances are bias-corrected, in classifier features, at equal sizes "
+        f"({measured['frechet']['size']:,} against 300); the floor is that of the training set.",
+        "The floor of 'recognised' is that of the held-out digits.",
+        "Numbers are cut to the side that is against us.",
+    ]
+    result = content("digits", WHAT, COLUMNS, table, notes)
+    result |= {
         "holds": all(r["holds"] for r in rows),
+        "seconds": round(time.perf_counter() - begun),
         "measured": measured,
     }
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / "digits.json").write_text(json.dumps(content, indent=1) + "\n")
+    write(result, json.dumps(result, indent=1) + "\n", given.results, "digits.png", CAPTION)
     given.assets.mkdir(parents=True, exist_ok=True)
     picture(samples, given.assets / "digits.png")
 

@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import math
-import platform
 import re
 import time
 from itertools import pairwise
@@ -33,12 +32,12 @@ from peers import Peer, Problem, all_peers
 from peers.figures import frontier_figure
 from peers.ours import GRIDS, GRIDS_FOR_NETWORKS, Ours, auto, named
 from peers.race import Finish, race, ratio_interval, run
+from peers.writing import content, write
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import retrodict as rd
 from retrodict.app.demo import RECIPE
-from retrodict.app.info import versions
 from retrodict.denoisers import Denoiser, Guided
 
 HERE = Path(__file__).parent
@@ -220,7 +219,7 @@ def remember(
         record["ours"].setdefault(name, {"name": name, "errors": {}})["errors"][nfe] = rounded(error)
 
 
-def one_a_line(content: dict[str, Any]) -> str:
+def one_a_line(study: dict[str, Any]) -> str:
     """JSON with each sampler of the records on a line of its own."""
     for record in (
         content["records"].get("mixture"),
@@ -228,7 +227,7 @@ def one_a_line(content: dict[str, Any]) -> str:
     ):
         if record is not None:
             record |= {key: list(record[key].values()) for key in ("peers", "ours")}
-    text = json.dumps(content, indent=1)
+    text = json.dumps(study, indent=1)
     return re.sub(r"\{\s+\"(?:library|name)\": [^{}]*\{[^{}]*\}\s*\}", lambda m: " ".join(m[0].split()), text) + "\n"
 
 
@@ -274,6 +273,7 @@ def table(rows: list[Row]) -> list[list[str]]:
     return lines
 
 
+WHAT = "Error against network evaluations, ours beside diffusers, azula and the k-diffusion samplers."
 NOTES = [
     "Error: rms Euclidean distance, over shared starts, to the probability-flow end point of the same start.",
     "Equal network passes; peers are told the exact noise level of their state, never a rounded timestep.",
@@ -302,20 +302,9 @@ def main() -> None:
     if given.only != "mixture":
         more, records["digits"] = study_digits(given.folder, given.starts)
         rows += more
-    content = {
-        "name": "frontier",
-        "title": "Error against evaluations",
-        "columns": COLUMNS,
-        "rows": table(rows),
-        "notes": NOTES,
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions(),
-        "seconds": round(time.perf_counter() - begun),
-        "results": rows,
-        "records": records,
-    }
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / "frontier.json").write_text(one_a_line(content))
+    study = content("frontier", WHAT, COLUMNS, table(rows), NOTES)
+    study |= {"seconds": round(time.perf_counter() - begun), "results": rows, "records": records}
+    write(study, one_a_line(study), given.results, "frontier.svg", "Error against network evaluations")
     for line in [COLUMNS, *table(rows)]:
         print("  ".join(line))
     given.assets.mkdir(parents=True, exist_ok=True)
