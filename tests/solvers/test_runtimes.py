@@ -115,6 +115,34 @@ def test_opaque_plans_have_no_straight_line():
         plan.normal_form()
 
 
+def test_a_run_looks_at_its_plan_once():
+    """What is asked of the plan does not grow with the number of steps, and the program is kept: lowering happens once."""
+    asked = []
+
+    class Watched(rd.Plan):
+        @property
+        def two_ended(self):
+            asked.append("two_ended")
+            return False
+
+    counts = []
+    for steps in (4, 40):
+        made = rd.plan("unipc", VP, steps=steps)
+        plan = Watched(made.code, made.out, made.times, made.process, made.meta)
+        first = runtime.compiled(plan)
+        asked.clear()
+        execute(plan, M8.denoiser(VP), starts("vp-linear")[:2], KeyedNoise(0, 2, dtype=torch.float64))
+        counts.append(len(asked))
+        assert runtime.compiled(plan) is first
+    assert counts[0] == counts[1]
+
+
+def test_slots_are_shared():
+    """A long plan needs no more places than values that live at once."""
+    for name, most in (("ddim", 2), ("dpm++2m", 3), ("unipc", 5)):
+        assert runtime.lower(rd.plan(name, VP, steps=40))[1] <= most
+
+
 def test_noise_rows_are_consumed_in_order():
     rows = runtime.NoiseRows(KeyedNoise(0, 2), 3, (4,))
     first = rows[0]

@@ -150,6 +150,8 @@ class Plan:
         return self.times[0]
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return isinstance(other, Plan) and (self.code, self.out, self.times) == (other.code, other.out, other.times)
 
     def __hash__(self) -> int:

@@ -149,11 +149,12 @@ def run(
     on_eval: Callable[[], None] | None = None,
 ) -> Tensor:
     """Run a plan on the fast path; noise comes from the stream "rows"."""
+    two_ended = plan.two_ended
 
     def f(state: Tensor, t: float) -> Any:
         if on_eval is not None:
             on_eval()
-        if plan.two_ended:
+        if two_ended:
             belief = denoiser.belief(state, t, **condition)
             return belief.mean, belief.x1
         return denoiser(state, t, **condition)
