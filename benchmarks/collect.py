@@ -1,8 +1,8 @@
 """Write docs/benchmarks.md from the tables in benchmarks/results: one section a study, nothing computed here.
 
-A study ``NAME.json`` has ``what``, a sentence, and rows; ``NAME.md`` beside it, where a study writes one, is taken as it
-is.  Rows are a mapping of names to flat mappings of numbers, or a list of such mappings; lists inside a row are the
-raw measurements and are left out of the page.
+A study ``NAME.json`` has ``what``, a sentence, and rows; ``NAME.md`` beside it, where a study writes one, is taken as
+it is.  Rows are a mapping of names to flat mappings of numbers, or a list of such mappings; lists inside a row are
+the raw measurements and are left out of the page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Every table is written by a script in `benchmarks/` and was measured on the mach
 measures again. Comparisons are at equal numbers of network passes; a ratio belongs to the problem that is written
 beside it.
 """
-FACTS = ("torch", "device", "threads", "cpu", "seed", "batch_size")
+FACTS = ("machine", "torch", "device", "threads", "cpu", "seed", "batch_size")
 
 
 def shown(value: Any) -> str:
@@ -40,8 +40,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as a table; a column for every key that any of them has, in the order of appearance."""
     rows = [flat(row) for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([shown(row.get(c)) for c in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line).replace("_", " ") + " |" for line in lines)
+    heads = [column.replace("_", " ") for column in columns]
+    lines = [heads, ["---"] * len(columns), *([shown(row.get(c)) for c in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def section(path: Path) -> str:
@@ -53,9 +54,9 @@ def section(path: Path) -> str:
     facts = ", ".join(f"{key.replace('_', ' ')} {study[key]}" for key in FACTS if key in study)
     written = path.with_suffix(".md")
     body = written.read_text(encoding="utf-8").strip() if written.is_file() else table(rows)
-    what = str(study.get("what", "")).strip()
-    sentence = f"{what[:1].upper()}{what[1:]}.\n\n" if what and not what.endswith(".") else f"{what}\n\n"
-    return f"## {path.stem.replace('_', ' ').capitalize()}\n\n{sentence}{body}\n\n{facts and f'*{facts}*'}\n"
+    what = str(study.get("what", "")).strip().rstrip(".").replace("_", " ")
+    parts = [f"## {path.stem.replace('_', ' ').capitalize()}", what and f"{what[:1].upper()}{what[1:]}.", body]
+    return "\n\n".join(filter(None, [*parts, facts and f"*{facts}*"]))
 
 
 def main() -> None:

@@ -186,9 +186,7 @@ def test_no_machine_or_registry_is_named() -> None:
         r"|extra-index-url|find-links",
         re.IGNORECASE,
     )
-    faults = [
-        f"{name_of(path)}: {hit.group()}" for path, text in tracked_text() for hit in forbidden.finditer(text)
-    ]
+    faults = [f"{name_of(path)}: {hit.group()}" for path, text in tracked_text() for hit in forbidden.finditer(text)]
     assert not faults, "\n".join(faults)
 
 
@@ -228,9 +226,7 @@ def distribution(requirement: str) -> str:
 
 
 CORE = {distribution(line) for line in PROJECT["dependencies"]}
-EXTRAS = {
-    extra: {distribution(line) for line in lines} for extra, lines in PROJECT["optional-dependencies"].items()
-}
+EXTRAS = {extra: {distribution(line) for line in lines} for extra, lines in PROJECT["optional-dependencies"].items()}
 OPTIONAL = set().union(*(names for extra, names in EXTRAS.items() if extra not in {"dev", "docs"}))
 
 
@@ -284,9 +280,7 @@ def test_constraints_lie_within_the_ranges() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     held = {distribution(line): line.split("==")[1] for line in lines}
     assert "torch" in held
-    declared = PROJECT["dependencies"] + [
-        line for lines in PROJECT["optional-dependencies"].values() for line in lines
-    ]
+    declared = PROJECT["dependencies"] + [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     for requirement in map(Requirement, declared):
         name = distribution(requirement.name)
         if name in held:

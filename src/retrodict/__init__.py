@@ -95,7 +95,18 @@ _HOMES = {
     "sample": "retrodict.verbs",
     "save": "retrodict.verbs",
 }
-_MODULES = ("data", "denoisers", "diagnostics", "exact", "kernels", "objectives", "particles", "processes", "solvers", "training")
+_MODULES = (
+    "data",
+    "denoisers",
+    "diagnostics",
+    "exact",
+    "kernels",
+    "objectives",
+    "particles",
+    "processes",
+    "solvers",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -89,9 +89,7 @@ def demo(
 
 @command("retrodict train digits --process vp:cosine --out runs/digits --set batch_size=128")
 def train(
-    data: Annotated[
-        str, typer.Argument(help="A data set by name, or a .npy, .npz or .parquet file, or a folder.")
-    ],
+    data: Annotated[str, typer.Argument(help="A data set by name, or a .npy, .npz or .parquet file, or a folder.")],
     process: Annotated[
         str, typer.Option(help="How noise is added: NAME, NAME:VALUE or NAME:VALUE,OPTION=VALUE.")
     ] = "vp:cosine",
@@ -119,18 +117,14 @@ def sample(
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many samples.")] = 64,
     nfe: Annotated[int | None, typer.Option(min=1, help="Evaluations of the denoiser per sample.")] = None,
     solver: Annotated[str, typer.Option(help="Solver by name; auto chooses by process and budget.")] = "auto",
-    guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance; 1 is plainly conditional.")
-    ] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is plainly conditional.")] = 1.0,
     condition: Annotated[
         list[str] | None,
-        typer.Option(
-            "--condition", "-c", help="NAME=VALUE[,VALUE...], values repeated in turn; may be repeated."
-        ),
+        typer.Option("--condition", "-c", help="NAME=VALUE[,VALUE...], values repeated in turn; may be repeated."),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where to write: .npy, .npz, or .png for images.")
-    ] = Path("samples.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .npy, .npz, or .png for images.")] = Path(
+        "samples.png"
+    ),
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples computed at a time.")] = None,
     source: Annotated[
         str | None, typer.Option(help="Data of the other end, by name or file, where the path has two.")
@@ -151,9 +145,7 @@ def bench(
     nfe: Annotated[str, typer.Option(help="Budgets to compare, separated by commas.")] = "5,8,10,20",
     solver: Annotated[str, typer.Option(help="Solvers to compare, separated by commas.")] = "auto,ddim",
     n: Annotated[int, typer.Option("-n", "--number", min=2, help="Starts shared by all solvers.")] = 128,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write the table to this JSON file.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the table to this JSON file.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:

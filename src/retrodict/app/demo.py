@@ -132,7 +132,9 @@ def build(
             ),
             Section("Training", [c for c in [blocks.loss_chart(out)] if c is not None]),
             Section(
-                "The plan", [Text(f"{plan!r}"), blocks.plan_table(plan)], lead="A sampler is data: these rows are all of it."
+                "The plan",
+                [Text(f"{plan!r}"), blocks.plan_table(plan)],
+                lead="A sampler is data: these rows are all of it.",
             ),
             Section("How to reproduce", [Code(_REPRODUCE)]),
         ],
@@ -143,7 +145,7 @@ def build(
 def cards(panel: QualityReport, bits: dict[str, Any]) -> list[Card]:
     accuracy, distance, coverage = panel["recognised"], panel["frechet_features"], panel["coverage_features"]
     assert panel.floor is not None
-    floor = panel.floor["frechet_features"].value
+    floor, covered = panel.floor["frechet_features"].value, panel.floor["coverage_features"].value
     return [
         Card(
             "Recognised",
@@ -161,7 +163,7 @@ def cards(panel: QualityReport, bits: dict[str, Any]) -> list[Card]:
             "Coverage",
             f"{coverage.value:.2f}",
             "{:.2f} to {:.2f}".format(*blocks.interval(coverage)),
-            f"share of held-out digits with a sample near by; the training set has {panel.floor['coverage_features'].value:.2f}",
+            f"share of held-out digits with a sample near by; the training set has {covered:.2f}",
         ),
         Card(
             "Likelihood",

@@ -124,9 +124,7 @@ def print_folder(folder: Path, console: Console | None = None) -> None:
     Raises `InputError` if ``folder`` is not a run folder (a folder with ``config.json``).
     """
     console = console or Console()
-    require(
-        folder.is_dir(), f"{folder} is not a folder; give a run folder, such as the --out of retrodict train"
-    )
+    require(folder.is_dir(), f"{folder} is not a folder; give a run folder, such as the --out of retrodict train")
     require(
         (folder / "config.json").is_file(),
         f"{folder} has no config.json, so it is not a run folder; accepted is the --out of retrodict train",

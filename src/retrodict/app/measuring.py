@@ -94,7 +94,7 @@ def full_quality(data: Data, classifier: FeatureClassifier, x: Tensor, label: Te
 
 
 def likelihood(denoiser: Denoiser, data: Data, n: int, seed: int = 0) -> dict[str, Any]:
-    """Bits per dimension of held-out data by the probability-flow ODE; each grey level is spread over its own unit bin."""
+    """Bits per dimension of held-out data by the probability-flow ODE; grey levels fill unit bins."""
     assert data.heldout is not None and data.levels is not None
     held = data.heldout
     pick = torch.randperm(len(held.x), generator=torch.Generator().manual_seed(seed))[:n]

@@ -75,9 +75,7 @@ class FeatureClassifier(nn.Module):
     @torch.no_grad()
     def features(self, x: Samples) -> Tensor:
         """Standardised features ``(n, size)`` of ``x (n, *shape)``."""
-        return torch.cat(
-            [(self.lift(part).tanh() - self.mean) / self.std for part in self.check(x).split(1000)]
-        )
+        return torch.cat([(self.lift(part).tanh() - self.mean) / self.std for part in self.check(x).split(1000)])
 
     @torch.no_grad()
     def predict(self, x: Samples) -> Tensor:
@@ -146,9 +144,7 @@ def convolutions(shape: tuple[int, ...], width: int) -> nn.Sequential:
 
 def connections(shape: tuple[int, ...], hidden: int) -> nn.Sequential:
     size = math.prod(shape)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
 
 
 def feature_classifier(
@@ -188,8 +184,7 @@ def check_training(x: Samples, labels: Samples) -> tuple[Tensor, Tensor]:
     )
     if targets.is_floating_point() or targets.shape != (len(images),):
         raise InputTypeError(
-            f"labels have shape {tuple(targets.shape)} and dtype {targets.dtype}; accepted: integers "
-            f"({len(images)},)"
+            f"labels have shape {tuple(targets.shape)} and dtype {targets.dtype}; accepted: integers ({len(images)},)"
         )
     require(bool(images.isfinite().all()), "x has NaN or infinity")
     require(
@@ -199,9 +194,7 @@ def check_training(x: Samples, labels: Samples) -> tuple[Tensor, Tensor]:
     return images, targets.long()
 
 
-def train(
-    model: FeatureClassifier, x: Tensor, y: Tensor, epochs: int, batch: int, rate: float, augment: bool
-) -> None:
+def train(model: FeatureClassifier, x: Tensor, y: Tensor, epochs: int, batch: int, rate: float, augment: bool) -> None:
     per_epoch = -(-len(x) // batch)
     optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * per_epoch)

@@ -140,9 +140,7 @@ class VP(_LogPath):
         return config
 
 
-def DDPM(
-    levels: int = 1000, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float = 0.02
-) -> VP:
+def DDPM(levels: int = 1000, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float = 0.02) -> VP:
     """The discrete chain of Ho et al. (2020) as a `VP` table: level n at t = (n + 1)/levels.
 
     Args:
@@ -206,7 +204,7 @@ class VE(_LogPath):
 
 @processes.register("edm")
 class EDM(_LogPath):
-    """alpha = 1, ``sigma = (s_min^(1/rho) + t (s_max^(1/rho) - s_min^(1/rho)))^rho``; sampling grids are uniform in t."""
+    """alpha = 1, ``sigma = (s_min^(1/rho) + t (s_max^(1/rho) - s_min^(1/rho)))^rho``; grids are uniform in t."""
 
     t_min = 0.0
 

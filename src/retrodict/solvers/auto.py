@@ -17,9 +17,9 @@ everything else                                   velocity on the angle, second 
 
 The last line was found by search over prediction type, coordinate, order, corrector and grid, on fourteen mixtures
 and paths and on a trained image network, at 5 to 20 evaluations.  The velocity on the angle vanishes for standard
-normal data, so for data of unit scale little is left to interpolate, and it is finite at both ends of time.  More orders
-win on mixtures, whose posterior means are smooth, and lose on trained networks, which are rough near the data.  The
-same plan is taken at every budget: nothing was gained by switching.
+normal data, so for data of unit scale little is left to interpolate, and it is finite at both ends of time.  More
+orders win on mixtures, whose posterior means are smooth, and lose on trained networks, which are rough near the data.
+The same plan is taken at every budget: nothing was gained by switching.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class Plan:
         clip: bool | None = None,
         seed: int = 0,
     ) -> Any:
-        """A scheduler object that runs this plan inside a pipeline: ``pipe.scheduler = plan.to_diffusers(pipe.scheduler)``.
+        """A scheduler object that runs this plan in a pipeline: ``pipe.scheduler = plan.to_diffusers(pipe.scheduler)``.
 
         Args:
             like: ``pipe.scheduler`` (or the pipeline), which says what the network predicts and how it is told the

@@ -26,9 +26,7 @@ def element(name: str, /, *children: str, **attributes: str | None) -> Html:
     >>> element("p", "a < b", class_="note", aria_label='"x"')
     '<p class="note" aria-label="&quot;x&quot;">a &lt; b</p>'
     """
-    pairs = (
-        (key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None
-    )
+    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
     opening = "".join(f' {key}="{escape(str(value))}"' for key, value in pairs)
     if name in VOID:
         return Html(f"<{name}{opening}>")

@@ -90,9 +90,7 @@ class Images:
         require(min(shape) > 0, f"images have shape {shape}; every axis needs at least one entry")
         require(bool(np.isfinite(self.pixels).all()), f"images {self.alt!r} hold NaN or infinity")
         for labels, count, axis in ((self.rows, shape[0], "rows"), (self.columns, shape[1], "columns")):
-            require(
-                len(labels) in (0, count), f"{len(labels)} labels were given for {count} {axis} of images"
-            )
+            require(len(labels) in (0, count), f"{len(labels)} labels were given for {count} {axis} of images")
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,7 @@ class Series:
 
     def __post_init__(self) -> None:
         lengths = {len(v) for v in (self.x, self.y, self.low, self.high) if v is not None}
-        require(
-            len(lengths) == 1, f"series {self.name!r} has x, y, low and high of lengths {sorted(lengths)}"
-        )
+        require(len(lengths) == 1, f"series {self.name!r} has x, y, low and high of lengths {sorted(lengths)}")
 
 
 @dataclass(frozen=True)
@@ -145,9 +141,7 @@ class Scatter:
         require(len(self.groups) > 0, f"the scatter plot {self.title!r} has no groups")
         for name, points in self.groups.items():
             shape = np.shape(points)
-            require(
-                len(shape) == 2 and shape[1] == 2, f"points {name!r} have shape {shape}; accepted is (n, 2)"
-            )
+            require(len(shape) == 2 and shape[1] == 2, f"points {name!r} have shape {shape}; accepted is (n, 2)")
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,7 @@ def render(report: Report) -> str:
 
 def footer(report: Report) -> Html:
     """Where and when the report was made."""
-    rows = join(
-        element("div", element("dt", name), element("dd", value))
-        for name, value in report.environment.items()
-    )
+    rows = join(element("div", element("dt", name), element("dd", value)) for name, value in report.environment.items())
     made = f"Written by retrodict {version('retrodict')} on {datetime.now():%Y-%m-%d at %H:%M}."
     environment = element("dl", rows, class_="environment") if report.environment else ""
     return element("footer", environment, element("p", made))
@@ -184,8 +181,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | float | int]]) -
     kinds = ["number" if is_right else None for is_right in right]
     heads = (element("th", name, scope="col", class_=kind) for name, kind in zip(columns, kinds))
     lines = (
-        element("tr", *(element("td", shown(cell), class_=kind) for cell, kind in zip(row, kinds)))
-        for row in rows
+        element("tr", *(element("td", shown(cell), class_=kind) for cell, kind in zip(row, kinds))) for row in rows
     )
     return element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
 
@@ -196,14 +192,10 @@ def numbers(chart: LineChart) -> Html:
     for series in chart.series:
         kept = np.unique(np.linspace(0, len(series.x) - 1, min(len(series.x), 24)).round().astype(int))
         for i in kept if len(series.x) else ():
-            low, high = (
-                bound[i] if bound is not None else float("nan") for bound in (series.low, series.high)
-            )
+            low, high = (bound[i] if bound is not None else float("nan") for bound in (series.low, series.high))
             interval = f"{number(low)} to {number(high)}" if np.isfinite(low + high) else ""
             rows.append([series.name, series.x[i], series.y[i], interval])
     columns = ["series", chart.x_label, chart.y_label, "interval"]
     if not any(row[3] for row in rows):
         columns, rows = columns[:3], [row[:3] for row in rows]
-    return element(
-        "details", element("summary", "Numbers"), element("div", table(columns, rows), class_="wide")
-    )
+    return element("details", element("summary", "Numbers"), element("div", table(columns, rows), class_="wide"))

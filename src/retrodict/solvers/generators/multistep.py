@@ -113,8 +113,8 @@ def usable(b: Builder, level: int, tau: str) -> bool:
 
 
 def drops(b: Builder, final: Any, tau: str) -> bool:
-    """Whether the order falls to one at the end, as ``final`` says.  "auto" lowers it for tau = lambda and t, if the last
-    step in lambda is more than twice the mean one or ends at sigma = 0; other coordinates are finite there."""
+    """Whether the order falls to one at the end, as ``final`` says.  "auto" lowers it for tau = lambda and t, if the
+    last step in lambda is more than twice the mean one or ends at sigma = 0; other coordinates are finite there."""
     if isinstance(final, bool):
         return final
     require(final == "auto", f"final is True (lower the order at the end), False or 'auto'; got {final!r}")
