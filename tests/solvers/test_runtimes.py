@@ -116,7 +116,7 @@ def test_opaque_plans_have_no_straight_line():
 
 
 def test_a_run_looks_at_its_plan_once():
-    """What is asked of the plan does not grow with the number of steps, and the program is kept: lowering happens once."""
+    """What is asked of the plan does not grow with the number of steps, and its program is kept: it is lowered once."""
     asked = []
 
     class Watched(rd.Plan):

@@ -56,7 +56,17 @@ def test_transport_between_two_data_sets():
     x0 = rd.exact.GaussianMixture([0.5, 0.5], [[-2.0, 0.0], [2.0, 0.0]], [0.1, 0.1]).sample(800).float()
     x1 = rd.exact.GaussianMixture([1.0], [[0.0, 6.0]], [0.3]).sample(500).float()
     process = rd.Interpolant("linear")
-    denoiser = rd.fit(process, x0, x1=x1, scale="none", steps=400, lr=5e-3, network_options={"hidden": 64}, batch_size=128, progress=False)
+    denoiser = rd.fit(
+        process,
+        x0,
+        x1=x1,
+        scale="none",
+        steps=400,
+        lr=5e-3,
+        network_options={"hidden": 64},
+        batch_size=128,
+        progress=False,
+    )
     start = rd.exact.GaussianMixture([1.0], [[0.0, 6.0]], [0.3]).sample(400, seed=9).float()
     run = rd.sample(denoiser, 400, init=start, solver="ddim", eta=1.0, steps=40, progress=False)
     assert float(run.x[:, 1].abs().mean()) < 0.6  # x1 lies at height 6
@@ -67,7 +77,16 @@ def test_transport_between_two_data_sets():
 def test_a_real_valued_condition_is_learned():
     y = torch.rand(600, 1) * 2 - 1
     x = torch.cat([3 * y, -3 * y], 1) + 0.1 * torch.randn(600, 2)
-    denoiser = rd.fit(rd.RectifiedFlow(), x, conditions={"y": y}, steps=300, lr=5e-3, network_options={"hidden": 64}, batch_size=128, progress=False)
+    denoiser = rd.fit(
+        rd.RectifiedFlow(),
+        x,
+        conditions={"y": y},
+        steps=300,
+        lr=5e-3,
+        network_options={"hidden": 64},
+        batch_size=128,
+        progress=False,
+    )
     samples = rd.sample(denoiser, 100, nfe=8, y=torch.full((100, 1), 0.8), guidance=1.2, progress=False).x
     assert abs(float(samples[:, 0].mean()) - 2.4) < 0.7 and abs(float(samples[:, 1].mean()) + 2.4) < 0.7
 
