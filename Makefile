@@ -46,7 +46,7 @@ test-slow: $(DEV_STAMP) ## Run the longer statistical studies too
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
 
 bench: $(DEV_STAMP) ## Run the benchmarks and renew docs/benchmarks.md
-	for study in benchmarks/training.py benchmarks/bench_*.py; do $(BIN)/python $$study || exit 1; done
+	for study in benchmarks/bench_*.py; do $(BIN)/python $$study || exit 1; done
 	$(BIN)/python benchmarks/collect.py
 
 docs: $(DEV_STAMP) ## Build the documentation in site/, strictly

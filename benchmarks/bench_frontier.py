@@ -46,7 +46,7 @@ MIXTURE_BARS = {5: 0.085, 10: 0.025, 20: 0.006}
 WORST_RATIO, WITHIN_OURS = 1.05, 1.2
 GUIDANCES = (1.0, 1.5)
 REFERENCE_STEPS = 500
-HEATS = ((16, 60), (48, 8))  # (starts, survivors) before the final, on the digits
+HEATS = ((16, 60), (48, 4))  # (starts, survivors) before the final, on the digits
 MEANS = [(1.2, 0.0), (-0.8, 0.9), (-0.8, -0.9), (0.3, 1.6), (0.4, -1.5)]
 STDS, WEIGHTS = [0.25, 0.35, 0.30, 0.20, 0.40], [0.30, 0.20, 0.20, 0.15, 0.15]
 
@@ -89,7 +89,7 @@ def study_mixture(starts: int) -> tuple[list[Row], dict[str, Any]]:
     peers, missing = all_peers(problem)
     rows, record = [], {"starts": starts, "missing": missing, "peers": {}, "ours": {}}
     for nfe in MIXTURE_BUDGETS:
-        row, ours, theirs = compare(problem, [auto(denoiser), *named(GRIDS)], peers, nfe, ())
+        row, ours, theirs = compare(problem, auto(denoiser), named(GRIDS), peers, nfe, ())
         bar = MIXTURE_BARS.get(nfe)
         row |= {"problem": "mixture", "bar": bar, "holds": None if bar is None else row["auto"] <= bar}
         rows.append(row)
@@ -147,12 +147,16 @@ def study_digits(folder: Path, starts: int) -> tuple[list[Row], dict[str, Any]]:
         peers, missing = all_peers(problem)
         part = {"reference_error": own_error(problem), "missing": missing, "peers": {}, "ours": {}}
         record["guidance"][f"{guidance:g}"] = part
+        plans = named(GRIDS_FOR_NETWORKS)
         for nfe in DIGITS_BUDGETS:
-            entrants = [p for p in peers if nfe not in survivors or p.name in survivors[nfe]]
-            heats = HEATS if nfe not in survivors else HEATS[1:]  # who lost the first heat without guidance stays out
-            plans = [auto(denoiser, guidance), *named(GRIDS_FOR_NETWORKS)]
-            row, ours, theirs = compare(problem, plans, entrants, nfe, heats)
-            survivors.setdefault(nfe, set(sorted(theirs, key=theirs.__getitem__)[: HEATS[0][1]]))
+            first = nfe not in survivors  # who lost the first heat without guidance does not run with it
+            heats = HEATS if first else HEATS[1:]
+            left = [[r for r in group if first or r.name in survivors[nfe]] for group in (plans, peers)]
+            row, ours, theirs = compare(problem, auto(denoiser, guidance), *left, nfe, heats)
+            if first:
+                survivors[nfe] = {
+                    n for group in (ours, theirs) for n in sorted(group, key=group.__getitem__)[: HEATS[0][1]]
+                }
             row |= {"problem": f"digits, guidance {guidance:g}", "bar": WORST_RATIO}
             row["holds"] = row["ratio_high"] <= WORST_RATIO and row["auto"] <= WITHIN_OURS * row["ours"]
             rows.append(row)
@@ -172,13 +176,12 @@ def model_in(folder: Path) -> Denoiser:
 
 
 def compare(
-    problem: Problem, plans: list[Ours], peers: list[Peer], nfe: int, heats: Any
+    problem: Problem, choice: Ours, plans: list[Ours], peers: list[Peer], nfe: int, heats: Any
 ) -> tuple[Row, dict[str, float], dict[str, float]]:
-    """``(a row, errors of ours, errors of theirs)`` at one budget; ``plans`` begin with auto, only untuned peers count
-    as theirs."""
-    chosen = run(plans[0], problem, nfe)
+    """``(a row, errors of ours, errors of theirs)`` at one budget; only untuned peers count as theirs."""
+    chosen = run(choice, problem, nfe)
     assert chosen is not None, "auto gave no finite result"
-    own, all_own = race(plans[1:], problem, nfe, heats)
+    own, all_own = race(plans, problem, nfe, heats)
     fair, all_fair = race([p for p in peers if not p.tuned], problem, nfe, heats)
     tuned, all_tuned = race([p for p in peers if p.tuned], problem, nfe, heats)
     best_own: Finish = min([chosen, *own], key=lambda f: f.rms)
@@ -279,7 +282,7 @@ NOTES = [
     "Equal network passes; peers are told the exact noise level of their state, never a rounded timestep.",
     "Peers run on their own grids and flags. A flow shift of 0.5, which no pipeline ships, is recorded as tuned and "
     "does not count as theirs.",
-    "On the digits all samplers run heats on few starts; the best eight meet on all starts, and the interval of the "
+    "On the digits all samplers run heats on few starts; the best four of each side meet on all starts, and the interval of the "
     "ratio resamples starts and picks the best of theirs anew each time.",
 ]
 

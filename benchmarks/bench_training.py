@@ -5,7 +5,7 @@ clipping, EMA by one fused call, fp32, no logging to disk.  The hand-written loo
 ours also keys batches and noise by the step (so that it can resume exactly) and collects losses to report.
 Short runs alternate; the throughput is the median over pairs of neighbours, which a busy machine slows alike.
 
-    python benchmarks/training.py [--runs 15] [--threads 1]
+    python benchmarks/bench_training.py [--runs 15] [--threads 1]
 
 Prints a table and writes ``benchmarks/results/training.json``.  The bar is a ratio of at least 0.95.
 """
