@@ -75,7 +75,9 @@ def entries() -> list[tuple[Solver, list[str]]]:
     """Each of the library's solvers once, with its other names."""
     named: dict[str, list[str]] = {}
     first: dict[str, Solver] = {}
-    ours = [(name, entry) for name, entry in solvers.items() if entry.generate.__module__.startswith("retrodict.")]
+    ours = [
+        (name, entry) for name, entry in solvers.items() if (entry.generate.__module__ or "").startswith("retrodict.")
+    ]
     for name, entry in sorted(ours, key=lambda item: item[0]):
         first.setdefault(entry.name, solvers[entry.name])
         named.setdefault(entry.name, [])
