@@ -193,8 +193,8 @@ def compare(
         "ours_name": best_own.runner.name,
         "theirs": fair[0].rms,
         "theirs_name": fair[0].runner.name,
-        "tuned": tuned[0].rms,
-        "tuned_name": tuned[0].runner.name,
+        "tuned": tuned[0].rms if tuned else None,
+        "tuned_name": tuned[0].runner.name if tuned else None,
         "ratio": chosen.rms / fair[0].rms,
         "ratio_low": low,
         "ratio_high": high,
@@ -224,12 +224,10 @@ def remember(
 
 def one_a_line(study: dict[str, Any]) -> str:
     """JSON with each sampler of the records on a line of its own."""
-    for record in (
-        content["records"].get("mixture"),
-        *content["records"].get("digits", {}).get("guidance", {}).values(),
-    ):
-        if record is not None:
-            record |= {key: list(record[key].values()) for key in ("peers", "ours")}
+    parts = [study["records"]["mixture"]] if "mixture" in study["records"] else []
+    parts += study["records"].get("digits", {}).get("guidance", {}).values()
+    for part in parts:
+        part |= {key: list(part[key].values()) for key in ("peers", "ours")}
     text = json.dumps(study, indent=1)
     return re.sub(r"\{\s+\"(?:library|name)\": [^{}]*\{[^{}]*\}\s*\}", lambda m: " ".join(m[0].split()), text) + "\n"
 
@@ -282,8 +280,8 @@ NOTES = [
     "Equal network passes; peers are told the exact noise level of their state, never a rounded timestep.",
     "Peers run on their own grids and flags. A flow shift of 0.5, which no pipeline ships, is recorded as tuned and "
     "does not count as theirs.",
-    "On the digits all samplers run heats on few starts; the best four of each side meet on all starts, and the interval of the "
-    "ratio resamples starts and picks the best of theirs anew each time.",
+    "On the digits all samplers run heats on few starts, and the best four of each side meet on all of them; the "
+    "interval of the ratio resamples starts and picks the best of theirs anew each time.",
 ]
 
 
