@@ -221,7 +221,7 @@ def _frontier(cells: dict[str, dict[int, dict[str, Any]]]) -> list[LineChart]:
             series("error"),
             log_x=True,
             log_y=True,
-            caption="root mean square over pixels in [-1, 1], from the same 200 starts; bars are 95% intervals",
+            caption="root mean square over pixels in [-1, 1], from the same starts; bars are 95% intervals",
         ),
         LineChart(
             "Frechet distance to held-out digits",
