@@ -31,7 +31,7 @@ import torch
 from peers import Peer, Problem, all_peers
 from peers.figures import frontier_figure
 from peers.ours import GRIDS, GRIDS_FOR_NETWORKS, Ours, auto, named
-from peers.race import Finish, race, ratio_interval, run
+from peers.race import Finish, firsts, race, ratio_interval, run
 from peers.writing import content, write
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -198,17 +198,9 @@ def compare(
         "ratio": chosen.rms / fair[0].rms,
         "ratio_low": low,
         "ratio_high": high,
-        "best_of_libraries": best_of_libraries(fair),
+        "best_of_libraries": {f.runner.library: {"error": f.rms, "name": f.runner.name} for f in firsts(fair)},
     }
     return row, all_own | {"auto": chosen.rms}, all_fair | all_tuned
-
-
-def best_of_libraries(finish: list[Finish]) -> dict[str, Any]:
-    """The best finalist of each library."""
-    best: dict[str, Any] = {}
-    for f in finish:
-        best.setdefault(f.runner.library, {"error": f.rms, "name": f.runner.name})  # type: ignore[attr-defined]
-    return best
 
 
 def remember(

@@ -23,7 +23,7 @@ class Runner(Protocol):
     def run(self, problem: Problem, passes: int) -> Tensor | None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finish:
     """A finalist: its errors on all starts ``(n,)`` and the passes it used."""
 
@@ -64,7 +64,8 @@ def race(
     """``(finalists, best first; error of every runner in its last heat)``.
 
     Args:
-        heats: ``(starts, survivors)`` of each heat before the final on all starts.
+        heats: ``(starts, survivors)`` of each heat before the final on all starts; the first of every library
+            survives too.
     """
     errors: dict[str, float] = {}
     left = list(runners)
@@ -72,8 +73,17 @@ def race(
         heat = [f for r in left if (f := run(r, problem.first(starts), passes)) is not None]
         heat.sort(key=lambda f: f.rms)
         errors |= {f.runner.name: f.rms for f in heat}
-        left = [f.runner for f in heat[:survivors]]
+        kept = firsts(heat)
+        left = [f.runner for i, f in enumerate(heat) if i < survivors or f in kept]
     return heat, errors
+
+
+def firsts(heat: Sequence[Finish]) -> list[Finish]:
+    """The best of each library, in the order of the heat."""
+    best: dict[str, Finish] = {}
+    for finish in heat:
+        best.setdefault(getattr(finish.runner, "library", "retrodict"), finish)
+    return list(best.values())
 
 
 def ratio_interval(ours: Finish, theirs: Sequence[Finish], resamples: int = 4000, seed: int = 0) -> tuple[float, float]:

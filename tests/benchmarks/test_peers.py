@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from peers.azula_samplers import azula_peers
 from peers.diffusers_schedulers import diffusers_peers
 from peers.problem import Peer, Problem
-from peers.race import Finish, ratio_interval
+from peers.race import Finish, race, ratio_interval, run
 from peers.sigma_samplers import sigma_peers
 
 STEPS = 8
@@ -170,3 +170,28 @@ def test_the_interval_of_a_ratio() -> None:
     assert low < 1 < high
     assert ratio_interval(finish[0], finish[1:])[0] > low
     assert ratio_interval(finish[0], finish[:1]) == (1.0, 1.0)
+
+
+def test_a_race_keeps_the_best_and_the_first_of_every_library() -> None:
+    """Samplers that miss the end point by a known distance: heats drop by that distance, never a whole library."""
+    problem = make_problem()
+    problem.reference = torch.zeros_like(problem.noise)
+    offset = {"a1": 1.0, "a2": 2.0, "a3": 3.0, "b1": 9.0, "b2": 10.0}
+
+    def miss(name: str) -> Any:
+        return lambda p, passes: p.noise * 0 + offset[name] / 2**0.5
+
+    peers = [Peer(name[0], name, {}, miss(name)) for name in offset]
+    final, errors = race(peers, problem, 5, [(4, 2)])
+    assert [f.runner.sampler for f in final] == ["a1", "a2", "b1"]  # type: ignore[attr-defined]
+    assert errors == pytest.approx({p.name: offset[p.sampler] for p in peers})
+
+
+def test_more_passes_than_were_given_are_an_error() -> None:
+    def greedy(p: Problem, passes: int) -> Any:
+        return [p.at(p.noise, 0.5) for _ in range(passes + 1)][-1]
+
+    problem = make_problem()
+    problem.reference = torch.zeros_like(problem.noise)
+    with pytest.raises(AssertionError, match="made 6 network passes of 5"):
+        run(Peer("a", "greedy", {}, greedy), problem, 5)
