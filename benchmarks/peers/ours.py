@@ -15,7 +15,7 @@ from retrodict.core.errors import InputError
 from retrodict.denoisers import Denoiser
 from retrodict.solvers import solvers
 
-_FLOWS: tuple[Any, ...] = tuple({"name": "flow", "shift": shift} for shift in (0.5, 0.7, 1.0))
+_FLOWS: tuple[Any, ...] = tuple({"name": "flow", "shift": shift} for shift in (0.3, 0.5, 0.7, 1.0))
 GRIDS: tuple[Any, ...] = (
     "own",
     "logsnr",
@@ -27,7 +27,7 @@ GRIDS: tuple[Any, ...] = (
     *_FLOWS,
 )
 #: Where a pass costs more: a solver's own grid, and those that do well at few evaluations.
-GRIDS_FOR_NETWORKS: tuple[Any, ...] = ("own", "angle", *_FLOWS)
+GRIDS_FOR_NETWORKS: tuple[Any, ...] = ("own", *_FLOWS)
 
 # Orders and forms that a user may ask for, beside a solver's defaults.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {

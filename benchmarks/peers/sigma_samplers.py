@@ -183,7 +183,7 @@ def sigma_peers(problem: Problem) -> list[Peer]:
         for grid in GRIDS:
             free = grid in ("karras", "exponential", "polyexponential")
             for low in ("path", 0.002, 0.0292, 0.1) if free else ("path",):
-                for high in ("path",) if math.isfinite(problem.rho_max) else (80.0, 157.4):
+                for high in ("path",) if math.isfinite(problem.rho_max) else (80.0,):
                     flags = {"grid": grid, "sigma_min": low, "sigma_max": high}
                     peers.append(Peer("k-diffusion", sampler, flags, partial(_run, sampler, grid, low, high)))
     return peers
