@@ -8,7 +8,10 @@ import torch
 
 import retrodict as rd
 from retrodict.core.errors import InputError
-from solvers.solver_cases import ONE_ENDED
+from retrodict.core.noise import KeyedNoise
+from retrodict.exact import GaussianMixture
+from retrodict.solvers.general import calls
+from solvers.solver_cases import ONE_ENDED, interpolant
 
 VP = ONE_ENDED["vp-linear"]
 FLOW = ONE_ENDED["rectified-flow"]
@@ -147,6 +150,39 @@ def test_predictor_corrector_rows():
     G2 = s**2 - t**2
     assert np.isclose(predictor.x[1], 1 - G2 / s**2) and np.isclose(predictor.d[1], G2 / s**2)
     assert np.isclose(predictor.z[1] ** 2, G2)
+
+
+def test_langevin_step_with_measured_norms():
+    """x + e score + sqrt(2 e) z with e = 2 a (snr |z|/|score|)^2, each sample by itself, from the same noise."""
+    process = ONE_ENDED["ve"]
+    law = GaussianMixture([1.0], [[0.5, -1.0, 0.2]], [0.4])
+    denoiser = law.denoiser(process)
+    plan = rd.plan("pc", process, grid=[0.6, 0.5], snr=0.2, step="norm", predictor="none")
+    step = plan.code[1]
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    belief = denoiser.belief(x, 0.6)
+    moved = calls["langevin"](denoiser, x, belief, step, KeyedNoise(0, 5, dtype=torch.float64), {})
+    z = KeyedNoise(0, 5, dtype=torch.float64).stream("rows").normal((3,))
+    score = (belief.mean - x) / float(process.sigma(0.6)) ** 2
+    e = 2 * step.options["damping"] * (0.2 * z.norm(dim=1) / score.norm(dim=1)) ** 2
+    assert torch.allclose(moved, x + e[:, None] * score + (2 * e[:, None]).sqrt() * z, atol=1e-12)
+    assert step.options["damping"] == 1.0  # alpha is 1 on this path
+
+
+def test_noise_levels_of_the_flow_sde():
+    """The retention is exp(-int eps/S^2): in closed form where S^2 = t (1 - t), and e^{-eta^2 h} where eps is half of
+    g^2, as it is for the family of SDEs that DDPM belongs to."""
+    path = interpolant()
+    times = [0.9, 0.6, 0.2]
+    logit = np.log(times) - np.log1p(-np.array(times))
+    plan = rd.plan("flow-sde", path, grid=times, end=0.2, epsilon=0.3)
+    for row, (s, t), gap in zip(plan.code[1::2], [(0.9, 0.6), (0.6, 0.2)], -np.diff(logit)):
+        ratio = np.sqrt(t * (1 - t) / (s * (1 - s)))
+        assert np.isclose(next(iter(row.x.values())), ratio * np.exp(-0.3 * gap), rtol=1e-10)
+    half = lambda t: 0.5 * float(VP.dispersion2(t))  # noqa: E731
+    plan = rd.plan("flow-sde", VP, grid=[0.9, 0.6], end=0.6, epsilon=half)
+    _, sigma, lam = VP.schedule(np.array([0.9, 0.6]))
+    assert np.isclose(plan.code[1].x[0], sigma[1] / sigma[0] * np.exp(-(lam[1] - lam[0])), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["data", "noise", "flow", "velocity"])

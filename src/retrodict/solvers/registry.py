@@ -17,6 +17,7 @@ bridge     rows that depend on data are the process' bridge, which maps its one-
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,8 +136,13 @@ def alias(name: str, of: str, **preset: Any) -> None:
 
 
 def _tabulated(value: Any) -> Any:
-    """A function of time becomes its values at 257 times from 0 to 1, so that a plan is data and can be saved."""
+    """A function of time becomes its values at 257 times from 0 to 1, so that a plan is data and can be saved.
+
+    At the ends themselves, where rates of a path need not exist, the value just inside stands in.
+    """
     if not callable(value):
         return value
-    function: Any = value
-    return tuple(float(function(i / 256)) for i in range(257))
+    table = [float(value(i / 256)) for i in range(257)]
+    for i, inside in ((0, 1e-6), (256, 1 - 1e-6)):
+        table[i] = table[i] if math.isfinite(table[i]) else float(value(inside))
+    return tuple(table)

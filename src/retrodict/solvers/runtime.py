@@ -127,9 +127,8 @@ def _line(c: Any, dead: list[str], slots: _Slots, two_ended: bool) -> Line:
     terms += [(slots.of[f"d{k}"], float(a)) for k, a in c.d.items()]
     terms += [(slots.of[f"e{k}"], float(a)) for k, a in c.d1.items()]
     (first, number), *rest = terms or [(0, 0.0)]
-    _give([name for name in dead if name != c.writes()], slots)
+    _give(dead, slots)
     dst = slots.take(f"x{c.dst}")
-    _give([name for name in dead if name == c.writes()], slots)
     return dst, first, number, tuple(rest), tuple((m, float(a)) for m, a in c.z.items())
 
 

@@ -84,10 +84,8 @@ def flow_sde(b: Builder, epsilon: float | Sequence[float] = 0.5) -> int:
     unit of t.  It is multiplied by eta^2; eps = 0 is the flow itself.
     """
     table = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
-    require(
-        bool((table >= 0).all() and np.isfinite(table).all()),
-        f"epsilon is a noise level, finite and not negative; got {epsilon!r}",
-    )
+    worst = float(table[np.argmin(np.where(np.isfinite(table), table, -np.inf))])
+    require(np.isfinite(worst) and worst >= 0, f"epsilon is a noise level, finite and not negative; got {worst}")
     keep = np.exp(-(b.eta**2) * _churn(b, table))
     x = 0
     for i in range(b.n):
