@@ -119,7 +119,10 @@ def test_the_table():
         crowd = _plan(process, 10, population=True)
         assert crowd.has_density and crowd.meta["eta"] == 1
     assert choose(vp, 10, guidance=7.5).options.get("corrector") is None
-    assert choose(vp, 10, guidance=1.5) == choose(vp, 20, guidance=7.5) == choose(vp, 5) == TABLE[-1][1]
+    few, some, many = (choice for _, choice in TABLE[-3:])
+    assert choose(vp, 5) == choose(vp, 7, guidance=1.5) == few and few.options["kind"] == "flow"
+    assert choose(vp, 8) == choose(vp, 14, guidance=1.5) == some
+    assert choose(vp, 15) == choose(vp, 20, guidance=7.5) == choose(vp, None) == many
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 3, 5, 10])
