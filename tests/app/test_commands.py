@@ -202,7 +202,7 @@ def test_shares_lie_between_0_and_1() -> None:
 
 
 def test_ctrl_c_while_training_keeps_the_run(tmp_path: Path) -> None:
-    """A real SIGINT: status 130, a checkpoint on disk, and the same command goes on from it."""
+    """A real SIGINT: status 130, a checkpoint on disk, and a run that says that it is not finished."""
     folder = tmp_path / "run"
     command = [
         sys.executable,
