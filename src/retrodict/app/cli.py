@@ -185,9 +185,9 @@ def info(
 
 def main() -> None:
     """Entry point of the console script."""
-    # threads that spin while they wait cost nothing on an idle machine, and a factor of thirty on a busy one;
-    # the runtime reads this when torch is first imported, which is later
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # threads that spin for long while they wait gain a little on an idle machine and lose a factor of fifty on a busy
+    # one; the runtime reads this when torch is first imported, which is later
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ from retrodict.diagnostics.distances import QualityReport
 log = logging.getLogger(__name__)
 
 #: How the demonstration trains; the recipe was chosen by recognised samples after a fixed time on two cores.
-RECIPE: dict[str, Any] = {"steps": 1600, "batch_size": 128, "lr": 2e-3}
+RECIPE: dict[str, Any] = {"steps": 1200, "batch_size": 128, "lr": 2e-3}
 GUIDANCE = 1.5
 QUALITY_NOTE = (
     "95% intervals in brackets; 1,000 samples at 8 evaluations. The classifier test (c2st) sees at once that samples "
