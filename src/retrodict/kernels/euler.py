@@ -28,7 +28,7 @@ from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
 from retrodict.kernels.kernel import Kernel
-from retrodict.kernels.laws import Gaussian, Quadratic
+from retrodict.kernels.laws import Quadratic
 from retrodict.kernels.linear_gaussian import LinearGaussian
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -50,7 +50,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pin:
-    """Rows that the next state must meet exactly: ``E y = e``, with E ``(..., p, d)`` of full row rank, e ``(..., p)``."""
+    """Rows that the next state must meet exactly, ``E y = e``: E ``(..., p, d)`` of full row rank, e ``(..., p)``."""
 
     E: Tensor
     e: Tensor
@@ -148,7 +148,7 @@ def dispersion(g: Any, x: Tensor) -> Tensor:
 
 def jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """``(f(x), df/dx (..., d, d))`` of a function that acts on each point of ``x (..., d)`` by itself."""
-    value, pull = torch.func.vjp(f, x)
+    value, pull = torch.func.vjp(f, x)[:2]
     rows = []
     for i in range(value.shape[-1]):
         seed = torch.zeros_like(value)
@@ -185,11 +185,8 @@ class NonLinearGaussian(Kernel):
         """S ``(batch|1, d, r)`` with covariance ``S S'`` at ``x (batch, d)``."""
         if self.root is not None:
             return self.root(x)
-        Q = (
-            self.covariance(x)
-            if callable(self.covariance) and not isinstance(self.covariance, Lin)
-            else self.covariance
-        )
+        given: Any = self.covariance
+        Q = given if isinstance(given, Lin) or not callable(given) else given(x)
         S = dense(Lin.of(Q).to(x.dtype).sqrt(), x.shape[-1])
         return S if S.ndim == 3 else S.unsqueeze(0)
 
@@ -276,7 +273,8 @@ def EulerStep(
 
     Args:
         drift: ``(x (batch, 1, d), t) -> (batch, 1, d)``; written for any leading axes, as everywhere.
-        diffusion: the dispersion g: a number, ``(d,)``, ``(d, r)``, or ``(x, t) ->`` one of these or ``(batch, 1, d[, r])``.
+        diffusion: the dispersion g: a number, ``(d,)``, ``(d, r)``, or ``(x, t) ->`` one of
+            these or ``(batch, 1, d[, r])``.
         t, dt: the time at the start of the step and its length.
         aux, weight: as for `NonLinearGaussian`.
     """
