@@ -1,0 +1,19 @@
+"""Models assembled from kernels, and what is inferred of them from data: filters, smoothers, bridges, parameters.
+
+`posterior` has the table of methods; every route of this room registers itself there when it is imported.
+"""
+
+from retrodict.inference.observed import Observed
+from retrodict.inference.posterior import Conditioned, Method, condition_model, methods, register
+from retrodict.inference.results import Marginals, Paths
+
+__all__ = [
+    "Conditioned",
+    "Marginals",
+    "Method",
+    "Observed",
+    "Paths",
+    "condition_model",
+    "methods",
+    "register",
+]
