@@ -186,7 +186,7 @@ class NonLinearGaussian(Kernel):
         if self.root is not None:
             return self.root(x)
         given: Any = self.covariance
-        Q = given if isinstance(given, Lin) or not callable(given) else given(x)
+        Q: Any = given if isinstance(given, Lin) or not callable(given) else given(x)
         S = dense(Lin.of(Q).to(x.dtype).sqrt(), x.shape[-1])
         return S if S.ndim == 3 else S.unsqueeze(0)
 
