@@ -6,13 +6,14 @@ coordinates of a state are independent given the previous state.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
+from retrodict.kernels.checks import Space, check_stochastic, real_tensor
 from retrodict.kernels.kernel import Kernel
 from retrodict.kernels.laws import Categorical, Table, event_sum
 
@@ -26,11 +27,19 @@ class Finite(Kernel):
     @staticmethod
     def of(P: Tensor) -> Finite:
         """From a stochastic matrix ``(..., S, S')``; rows that do not sum to one raise."""
-        P = torch.as_tensor(P, dtype=torch.float64)
-        worst = float((P.sum(-1) - 1).abs().max())
-        if worst > 1e-8 or float(P.min()) < 0:
-            raise InputError(f"rows of a transition matrix are probabilities that sum to 1; off by {worst:.2e}")
+        P = real_tensor(P, "transition matrix")
+        check_stochastic(P)
+        if P.dtype != torch.float64:  # rows that sum to one in single precision do not yet in double
+            P = P.double() / P.double().sum(-1, keepdim=True)
         return Finite(P.log())
+
+    @property
+    def domain(self) -> Space:
+        return Space("states", self.log_p.shape[-2])
+
+    @property
+    def codomain(self) -> Space:
+        return Space("states", self.log_p.shape[-1])
 
     def _rows(self, x: Tensor) -> Tensor:
         table = self.log_p.expand(*x.shape, *self.log_p.shape[-2:])
@@ -57,16 +66,27 @@ class Finite(Kernel):
         if not isinstance(h, Table):
             return super().pull(h)
         joint = self.log_p + h.log_h.unsqueeze(-2)
-        earlier = torch.logsumexp(joint, -1)
-        return Finite(joint - earlier.unsqueeze(-1)), Table(earlier)
+        return Finite(normalised(joint)), Table(torch.logsumexp(joint, -1))
 
     def invert(self, law: Categorical) -> Kernel:
         if not isinstance(law, Categorical):
             return super().invert(law)
-        joint = (law.log_p.unsqueeze(-1) + self.log_p).transpose(-1, -2)
-        total = torch.logsumexp(joint, -1, keepdim=True)
-        # a y that cannot occur has no posterior: any law will do, and the uniform one keeps rows stochastic
-        return Finite(torch.where(total.isinf(), -torch.log(torch.tensor(float(joint.shape[-1]))), joint - total))
+        return Finite(normalised((law.log_p.unsqueeze(-1) + self.log_p).transpose(-1, -2)))
+
+    def compose(self, later: Finite) -> Finite:
+        """This kernel and then ``later``, as one."""
+        return Finite(torch.logsumexp(self.log_p.unsqueeze(-1) + later.log_p.unsqueeze(-3), -2))
+
+
+def normalised(joint: Tensor) -> Tensor:
+    """Rows of log weights as rows of log probabilities.
+
+    A row without any mass has no law: what was conditioned on cannot happen there.  Any law will do, and the
+    uniform one keeps rows stochastic.
+    """
+    total = torch.logsumexp(joint, -1, keepdim=True)
+    dead = torch.isinf(total)
+    return torch.where(dead, -math.log(joint.shape[-1]), joint - torch.where(dead, 0.0, total))
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,10 @@ class Flip(Kernel):
     u: Tensor
     other: Tensor
     classes: int
+
+    @property
+    def codomain(self) -> Space:
+        return Space("states", self.classes)
 
     def draw(self, noise: Noise, shape: tuple[int, ...]) -> Tensor:
         return noise.uniform(shape)

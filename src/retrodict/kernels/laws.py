@@ -1,6 +1,7 @@
 """Laws are pushed forward, messages are pulled back, and a belief is what a denoiser holds.
 
-* `Gaussian`, `Point`, `Categorical`: probability laws over a batch of states.
+* `Gaussian`, `Point`, `Categorical`: probability laws over a batch of states; ``a | b`` is the law of two
+  independent states side by side.
 * `Quadratic`: a message ``log h(x) = c + F.x - x.Hx/2`` with H positive semi-definite, perhaps singular.
 * `Table`: a message over finitely many states.
 * `Belief`: the posterior law of the clean end given a noisy state, from one network call.
@@ -20,6 +21,8 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
+from retrodict.kernels.checks import Space, as_covariance, check_stochastic, real_tensor
+from retrodict.kernels.roots import covariance_root
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -35,17 +38,60 @@ def event_sum(x: Tensor, event: int | None = None) -> Tensor:
     return x.flatten(x.ndim - event).sum(-1) if event else x
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """N(mean, cov): mean ``(batch, *event)``, cov a `Lin` (zero is a point mass)."""
+class Law:
+    """A probability law over a batch of states."""
+
+    def __or__(self, other: Law) -> Law:
+        from retrodict.kernels.parallel import beside_laws
+
+        return beside_laws(self, other)
+
+
+@dataclass(frozen=True, init=False)
+class Gaussian(Law):
+    """N(mean, covariance).
+
+    Args:
+        mean: ``(batch, *event)``; with a covariance that is a number or a matrix also ``(d,)`` or a number, which
+            become a batch of one.
+        covariance: a matrix ``(d, d)`` or ``(batch, d, d)``, a number times the identity, or a `Lin`; zero is a
+            point mass.  Numbers and matrices are checked to be positive semi-definite.
+    """
 
     mean: Tensor
     cov: Lin
 
+    def __init__(self, mean: Tensor | float, covariance: Lin | Tensor | float) -> None:
+        mean = real_tensor(mean, "mean")
+        if not isinstance(covariance, Lin):  # written by hand: a vector is one state
+            mean = mean.reshape(1, -1) if mean.ndim < 2 else mean
+        cov = as_covariance(covariance)
+        if cov.kind == "dense" and cov.value.shape[-1] != mean.shape[-1]:
+            raise InputError(
+                f"a Gaussian's mean has {mean.shape[-1]} coordinates and its covariance {tuple(cov.value.shape)};"
+                " they must agree"
+            )
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "cov", cov)
+
+    @property
+    def space(self) -> Space | None:
+        """What the states are."""
+        return Space("real", self.mean.shape[-1]) if self.mean.ndim == 2 else None
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance of a law of vectors as matrices ``(batch or 1, d, d)``."""
+        if self.mean.ndim != 2:
+            raise InputError(f"states of shape {tuple(self.mean.shape[1:])} have no covariance matrix; use .cov, a Lin")
+        eye = Lin.dense(torch.eye(self.mean.shape[-1], dtype=self.cov.value.dtype, device=self.cov.value.device))
+        value = (self.cov @ eye).value
+        return value if value.ndim == 3 else value.unsqueeze(0)
+
     def sample(self, noise: Noise) -> Tensor:
         """One draw a batch element."""
         z = noise.normal(self.mean.shape[1:]).to(self.mean)
-        return self.mean + self.cov.to(self.mean.dtype).sqrt().mv(z)
+        return self.mean + covariance_root(self.cov).to(self.mean.dtype).mv(z)
 
     def log_prob(self, x: Tensor, event: int | None = None) -> Tensor:
         """log N(x; mean, cov) in float64, over the last ``event`` axes (default: all but the first)."""
@@ -71,10 +117,22 @@ def Point(x: Tensor) -> Gaussian:
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(Law):
     """A law over finitely many states a coordinate: ``log_p (batch, ..., states)``, normalised."""
 
     log_p: Tensor
+
+    @staticmethod
+    def of(p: Tensor) -> Categorical:
+        """From probabilities ``(..., states)``; a vector becomes a batch of one."""
+        p = real_tensor(p, "probabilities")
+        check_stochastic(p if p.ndim > 1 else p.unsqueeze(0), "law over states")
+        return Categorical((p if p.ndim > 1 else p.unsqueeze(0)).log())
+
+    @property
+    def space(self) -> Space:
+        """What the states are."""
+        return Space("states", self.log_p.shape[-1])
 
     def sample(self, noise: Noise) -> Tensor:
         return noise.categorical(self.log_p)
@@ -96,6 +154,11 @@ class Quadratic:
     H: Lin
     F: Tensor
     c: Tensor
+
+    @property
+    def space(self) -> Space | None:
+        """What the states are."""
+        return Space("real", self.F.shape[-1]) if self.F.ndim == 2 else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.c + event_sum(self.F * x) - 0.5 * event_sum(x * self.H.mv(x))
@@ -153,6 +216,11 @@ class Table:
     """A message over finitely many states: ``log_h (batch, ..., states)``."""
 
     log_h: Tensor
+
+    @property
+    def space(self) -> Space:
+        """What the states are."""
+        return Space("states", self.log_h.shape[-1])
 
     def __call__(self, x: Tensor) -> Tensor:
         return event_sum(self.log_h.gather(-1, x.unsqueeze(-1)).squeeze(-1))
