@@ -1,0 +1,88 @@
+"""Inference in a linear-Gaussian chain: filter, smooth, evidence, draws and messages.
+
+Every function takes a `GaussianChain` (batched over series, float64) and ``route=``, the name of the algorithm, or
+"auto"; what comes back names the route that ran.  All routes give the same numbers; see `routes` for the table.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError, InputTypeError
+from retrodict.core.noise import Noise, as_noise
+from retrodict.kernels.scans.gaussian.algebra import Message
+from retrodict.kernels.scans.gaussian.chain import Filtered, GaussianChain, Smoothed
+from retrodict.kernels.scans.gaussian.gradient import with_gradient
+from retrodict.kernels.scans.gaussian.routes import ROUTES, choose
+
+__all__ = [
+    "ROUTES",
+    "Filtered",
+    "GaussianChain",
+    "Smoothed",
+    "choose",
+    "draw",
+    "evidence",
+    "filter",
+    "messages",
+    "smooth",
+]
+
+
+def filter(chain: GaussianChain, route: str = "auto") -> Filtered:
+    """Laws of ``x_k`` given the potentials at 0..k, and the log evidence."""
+    found = choose(chain, "filter", route)
+    return Filtered(*found.filter(chain), route=found.name)
+
+
+def smooth(chain: GaussianChain, route: str = "auto", cross: bool = False) -> Smoothed:
+    """Laws of ``x_k`` given all potentials, the log evidence, and with ``cross`` the covariances of neighbours."""
+    found = choose(chain, "smooth", route)
+    mean, cov, log_evidence, neighbours = found.smooth(chain, cross)
+    return Smoothed(mean, cov, log_evidence, found.name, neighbours)
+
+
+def evidence(chain: GaussianChain, route: str = "auto") -> Tensor:
+    """Log evidence ``(S,)``: the log integral of prior times potentials.
+
+    Differentiable in every tensor of the chain on every route: the gradient is computed from the smoother (Fisher's
+    identity) and not by retracing the recursion.
+    """
+    found = choose(chain, "evidence", route)
+    return with_gradient(found, chain)
+
+
+def draw(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Tensor, route: str = "auto") -> Tensor:
+    """Paths from the posterior, ``(n, S, n_nodes, d)``.
+
+    Args:
+        noise: a seed, a `torch.Generator`, a `Noise` with n slots (draw i then depends on slot i alone), or the
+            standard normals themselves, ``(n, S, n_nodes, d)``.  A draw is an affine map of its normals; which map
+            depends on the route.
+    """
+    found = choose(chain, "draw", route)
+    return found.draw(chain, _normals(chain, n, noise))
+
+
+def messages(chain: GaussianChain, route: str = "auto") -> Message:
+    """Backward messages ``H (S|1, n+1, d, d), F (S, n+1, d), c (S, n+1)``.
+
+    ``log h_k(x) = c_k + F_k.x - x.H_k x/2`` is the log expectation of the product of the potentials at k, k+1, ..., n
+    given ``x_k = x``.
+    """
+    return choose(chain, "messages", route).messages(chain)
+
+
+def _normals(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Tensor) -> Tensor:
+    shape = (chain.series, chain.n + 1, chain.d)
+    if not isinstance(noise, Tensor):
+        source = as_noise(noise, n, dtype=torch.float64, device=chain.F.device)
+        if source.batch != n:
+            raise InputError(f"noise has {source.batch} slots for {n} draws; give one slot a draw")
+        return source.normal(shape).to(chain.F)
+    if noise.shape != (n, *shape):
+        raise InputError(f"normals have shape {tuple(noise.shape)}; {(n, *shape)} is needed: (draw, series, node, d)")
+    if noise.dtype != torch.float64:
+        raise InputTypeError(f"normals are float64, got {noise.dtype}")
+    return noise

@@ -1,0 +1,184 @@
+"""Gaussian chains, every route, against one dense Gaussian of all nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.scans import dense
+from retrodict.core.errors import InputError, InputTypeError
+from retrodict.core.noise import KeyedNoise
+from retrodict.kernels.scans import gaussian
+from retrodict.kernels.scans.gaussian import GaussianChain
+
+LENGTHS = (0, 1, 2, 3, 5, 8, 16, 17)
+D = 3
+
+
+def close(a: Tensor | np.ndarray, b: Tensor | np.ndarray, tol: float = 1e-9) -> bool:
+    return np.allclose(np.asarray(a), np.asarray(b), rtol=tol, atol=tol)
+
+
+@pytest.fixture(params=list(gaussian.ROUTES))
+def route(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def able(c: GaussianChain, route: str, verb: str) -> None:
+    """Skip where the route says that it cannot; that it says so rightly has a test of its own."""
+    reason = gaussian.ROUTES[route].refuses(c, verb)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("singular", [True, False])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_smoother_is_dense_conditioning(route: str, n: int, singular: bool, shared: bool) -> None:
+    c = dense.chain(n, n, singular=singular, shared=shared)
+    able(c, route, "smooth")
+    s = gaussian.smooth(c, route, cross=True)
+    assert s.route == route and s.mean.shape == (2, n + 1, D) and s.cov.shape == (2, n + 1, D, D)
+    assert s.cross is not None and s.cross.shape == (2, n, D, D)
+    for i in range(2):
+        mean, cov, log_evidence = dense.condition(c, i)
+        assert close(s.mean[i].ravel(), mean)
+        assert close(s.cov[i], dense.blocks(cov, D))
+        assert close(s.log_evidence[i], log_evidence) and close(gaussian.evidence(c, route)[i], log_evidence)
+        assert n == 0 or close(s.cross[i], dense.blocks(cov, D, lag=1))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("singular", [True, False])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_filter_is_dense_conditioning_on_the_past(route: str, n: int, singular: bool, shared: bool) -> None:
+    c = dense.chain(n, n + 100, singular=singular, shared=shared)
+    able(c, route, "filter")
+    f = gaussian.filter(c, route)
+    for i in range(2):
+        for k in range(n + 1):
+            mean, cov, log_evidence = dense.condition(c, i, k + 1)
+            assert close(f.mean[i, k], mean[k * D : (k + 1) * D])
+            assert close(f.cov[i, k], dense.blocks(cov, D)[k])
+        assert close(f.log_evidence[i], log_evidence)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("singular", [True, False])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_draws_have_the_posterior_covariance_exactly(route: str, n: int, singular: bool, shared: bool) -> None:
+    """A draw is mean + M z: with basis vectors for z the columns of M appear, and M M' is the covariance."""
+    c = dense.chain(n, n + 200, singular=singular, shared=shared)
+    able(c, route, "draw")
+    size = (n + 1) * D
+    z = torch.zeros(size + 1, 2, size, dtype=torch.float64)
+    z[:size] = torch.eye(size, dtype=torch.float64).unsqueeze(1)
+    x = gaussian.draw(c, size + 1, z.reshape(size + 1, 2, n + 1, D), route).reshape(size + 1, 2, size)
+    for i in range(2):
+        mean, cov, _ = dense.condition(c, i)
+        M = (x[:size, i] - x[size, i]).T.numpy()
+        assert close(x[size, i], mean) and close(M @ M.T, cov)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_messages_carry_the_evidence_from_every_node(route: str, n: int) -> None:
+    """<law of x_k before any potential, h_k> is the evidence of the potentials at k..n alone."""
+    c = dense.chain(n, n + 300, singular=n % 2 == 0)
+    able(c, route, "messages")
+    H, F, const = gaussian.messages(c, route)
+    for k in range(n + 1):
+        late = [torch.cat((torch.zeros_like(x[:, :k]), x[:, k:]), 1) for x in (c.H, c.F, c.c)]
+        later = GaussianChain(*c.tensors[:5], *late)
+        for i in range(2):
+            mean, cov = dense.joint(c, i)
+            one = torch.zeros(1, 1, D, D, dtype=torch.float64)
+            m = torch.tensor(mean[k * D : (k + 1) * D])[None]
+            V = torch.tensor(dense.blocks(cov, D)[k])[None]
+            Hk = H.expand(2, -1, -1, -1)[i, k][None, None]
+            node = GaussianChain(m, V, one, one[..., 0], one, Hk, F[i, k][None, None], const[i, k][None, None])
+            assert close(gaussian.evidence(node, "loop"), dense.condition(later, i)[2])
+
+
+def parameters(c: GaussianChain) -> tuple[list[Tensor], object]:
+    """Free parameters of a chain, with covariances as products so that they stay symmetric, and the way back."""
+    factors = [torch.linalg.cholesky(c.P0), torch.linalg.cholesky(c.Q)]
+    rows = torch.linalg.eigh(c.H.expand(2, -1, -1, -1))
+    W = rows.eigenvectors[..., -1:] * rows.eigenvalues[..., -1:].clamp_min(0).sqrt().unsqueeze(-1)
+    leaves = [x.detach().clone().requires_grad_() for x in (c.m0, factors[0], c.A, c.b, factors[1], W, c.F, c.c)]
+
+    def build(m0: Tensor, S0: Tensor, A: Tensor, b: Tensor, S: Tensor, W: Tensor, F: Tensor, const: Tensor):
+        return GaussianChain(m0, S0 @ S0.mT, A, b, S @ S.mT, W @ W.mT, F, const)
+
+    return leaves, build
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("n", [0, 3])
+def test_gradient_of_the_evidence(route: str, n: int, shared: bool) -> None:
+    c = dense.chain(n, 7, d=2, singular=False, shared=shared)
+    able(c, route, "evidence")
+    leaves, build = parameters(c)
+    assert torch.autograd.gradcheck(lambda *x: gaussian.evidence(build(*x), route), leaves)
+
+
+def test_gradient_needs_no_inverse_of_singular_matrices(route: str) -> None:
+    """Singular P0 and Q: the gradient is that of autograd through the plain recursion."""
+    c = dense.chain(6, 8, shared=False)
+    able(c, route, "evidence")
+
+    def gradient(f) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in c.tensors]
+        return torch.autograd.grad(f(GaussianChain(*leaves)).sum(), leaves)
+
+    def symmetric(x: Tensor, name: str) -> Tensor:
+        return (x + x.mT) / 2 if name in ("P0", "Q", "H") else x
+
+    by_tape = gradient(lambda x: gaussian.filter(x, "loop").log_evidence)
+    names = ("m0", "P0", "A", "b", "Q", "H", "F", "c")
+    for name, a, b in zip(names, gradient(lambda x: gaussian.evidence(x, route)), by_tape):
+        assert close(symmetric(a, name), symmetric(b, name)), name
+
+
+def test_second_derivatives_of_the_evidence(route: str) -> None:
+    c = dense.chain(2, 9, S=1, d=2, singular=False)
+    able(c, route, "evidence")
+    A, b = c.A.clone().requires_grad_(), c.b.clone().requires_grad_()
+    f = lambda A, b: gaussian.evidence(GaussianChain(c.m0, c.P0, A, b, *c.tensors[4:]), route)  # noqa: E731
+    assert torch.autograd.gradgradcheck(f, (A, b))
+
+
+def test_series_do_not_touch_each_other(route: str) -> None:
+    c = dense.chain(9, 10, S=4, singular=False)
+    able(c, route, "smooth")
+    whole = gaussian.smooth(c, route)
+    for i in range(4):
+        one = gaussian.smooth(GaussianChain(*(x[i : i + 1] for x in c.tensors)), route)
+        assert close(one.mean[0], whole.mean[i], 1e-12) and close(one.log_evidence[0], whole.log_evidence[i], 1e-12)
+
+
+def test_draws_depend_on_their_slot_alone(route: str) -> None:
+    c = dense.chain(4, 11, singular=False)
+    able(c, route, "draw")
+    many = gaussian.draw(c, 5, 3, route)
+    assert many.shape == (5, 2, 5, D)
+    few = gaussian.draw(c, 2, KeyedNoise(3, [1, 4], dtype=torch.float64), route)
+    assert close(many[[1, 4]], few, 1e-12)
+
+
+def test_bad_input_says_what_is_wrong() -> None:
+    c = dense.chain(4, 0)
+    tensors = dict(zip(("m0", "P0", "A", "b", "Q", "H", "F", "c"), c.tensors))
+    with pytest.raises(InputError, match=r"GaussianChain\.A has shape \(2, 3, 3, 3\); \(2\|1, 4\|1, 3, 3\)"):
+        GaussianChain(**(tensors | {"A": c.A[:, 1:]}))
+    with pytest.raises(InputTypeError, match=r"GaussianChain\.m0 is a tensor"):
+        GaussianChain(**(tensors | {"m0": [0.0]}))
+    with pytest.raises(InputError, match=r"GaussianChain\.H has 4 axes"):
+        GaussianChain(**(tensors | {"H": c.H[0]}))
+    with pytest.raises(InputError, match=r"Did you mean 'scan'"):
+        gaussian.smooth(c, "scna")
+    with pytest.raises(InputError, match="3 slots for 2 draws"):
+        gaussian.draw(c, 2, KeyedNoise(0, 3, dtype=torch.float64))
+    with pytest.raises(InputError, match="normals have shape"):
+        gaussian.draw(c, 2, torch.zeros(2, 4, 3, dtype=torch.float64))
