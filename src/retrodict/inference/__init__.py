@@ -3,8 +3,10 @@
 `posterior` has the table of methods; every route of this room registers itself there when it is imported.
 """
 
+from retrodict.inference.models import StateSpace
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, Method, condition_model, methods, register
+from retrodict.inference.problem import Problem
 from retrodict.inference.results import Marginals, Paths
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "Method",
     "Observed",
     "Paths",
+    "Problem",
+    "StateSpace",
     "condition_model",
     "methods",
     "register",

@@ -140,6 +140,11 @@ def serving(kind: type) -> dict[str, Method]:
     return found
 
 
+def known_models() -> str:
+    """The names of the types of model that some method serves."""
+    return ", ".join(sorted({model.__name__ for _, table in methods.items() for model in table}))
+
+
 def condition_model(
     model: Any, data: Observed, method: str = "auto", options: Mapping[str, Any] | None = None
 ) -> Conditioned:
@@ -156,7 +161,7 @@ def condition_model(
         raise InputTypeError(f"a model is conditioned on Observed(y, times=...), got {type(data).__name__}")
     table = serving(type(model))
     if not table:
-        raise InputTypeError(f"condition knows no method for {type(model).__name__}")
+        raise InputTypeError(f"no method conditions a {type(model).__name__}; models are: {known_models()}")
     chosen = _automatic(table, model, data) if method == "auto" else _named(table, method, model, data)
     given = {key: value for key, value in (options or {}).items() if value is not None}
     accepted = chosen.options()

@@ -1,0 +1,288 @@
+"""The law of an observation given the state, however the user wrote it, behind two questions.
+
+* ``log_prob(x, y, seen)``: the log density of the *seen* coordinates of y; an unseen one contributes exactly zero.
+* ``moments(x)``: mean and covariance of y, for laws that are Gaussian given the state (else None).
+
+States have any leading axes, ``x (..., d)`` real or ``x (...)`` integers; y and seen broadcast against them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from retrodict.core.errors import InputError, InputTypeError, require
+from retrodict.kernels import Finite, Kernel, LinearGaussian
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Emission:
+    """The law of y given x."""
+
+    #: whether ``y`` is categories (integers) by nature
+    categories: bool = False
+    #: whether `moments` tells the whole law
+    gaussian: bool = False
+
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        """log density over the seen coordinates, with the leading axes of x and y broadcast.
+
+        Args:
+            x: ``(..., d)`` or integers ``(...)``.
+            y: ``(..., m)`` or integers ``(...)``; any value in the support where not seen.
+            seen: as y, True where observed.
+        """
+        raise NotImplementedError
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``(mean (..., m), covariance (..., m, m))`` of a law that is Gaussian given x; else None."""
+        return None
+
+
+@dataclass(frozen=True)
+class LinearEmission(Emission):
+    """``y = L x + b + N(0, R)``: ``L (m, d)``, ``b (m,)``, ``R (m, m)``, each perhaps with ``(S|1, N|1)`` in front."""
+
+    L: Tensor
+    b: Tensor
+    R: Tensor
+    gaussian: bool = True
+
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        mean, R = self.moments(x)
+        return masked_normal(y - mean, R, seen)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.L @ x.double().unsqueeze(-1)).squeeze(-1) + self.b, self.R
+
+    def at(self, index: tuple[Any, ...]) -> LinearEmission:
+        """The emission of the observations ``index`` (series, number) where it varies with them."""
+        if self.L.ndim == 2 and self.b.ndim == 1 and self.R.ndim == 2:
+            return self
+        pick = lambda v, own: v if v.ndim == own else _pick(v, index)  # noqa: E731
+        return LinearEmission(pick(self.L, 2), pick(self.b, 1), pick(self.R, 2))
+
+
+def _pick(value: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """``value (S|1, N|1, ...)`` at (series, number); axes of size 1 serve every index."""
+    return value[tuple(torch.zeros_like(i) if value.shape[axis] == 1 else i for axis, i in enumerate(index))]
+
+
+@dataclass(frozen=True)
+class GaussianEmission(Emission):
+    """``y ~ N(mean(x), covariance(x))`` with any mean function."""
+
+    mean: Callable[[Tensor], Tensor]
+    covariance: Callable[[Tensor], Tensor]
+    gaussian: bool = True
+
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        mean, R = self.moments(x)
+        return masked_normal(y - mean, R, seen)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(x), self.covariance(x)
+
+
+@dataclass(frozen=True)
+class LawEmission(Emission):
+    """``y ~ f(x)``, f returning a `torch.distributions` object over x's leading axes."""
+
+    f: Callable[[Tensor], Distribution]
+    gaussian: bool = False
+
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        law = self.f(x)
+        y, seen = (y, seen) if y.is_floating_point() else (y.double().unsqueeze(-1), seen.unsqueeze(-1))
+        if isinstance(law, MultivariateNormal):
+            return masked_normal(y - law.mean, law.covariance_matrix, seen)
+        if isinstance(law, Independent):
+            law = law.base_dist
+        if law.event_shape:
+            return _all_or_nothing(law.log_prob(y), seen, type(law).__name__)
+        if len(law.batch_shape) == len(_lead(x)):  # one number a state
+            require(y.shape[-1] == 1, f"the law of y is of one number and y has {y.shape[-1]} coordinates")
+            return torch.where(seen[..., 0], law.log_prob(y[..., 0]), 0.0)
+        return torch.where(seen, law.log_prob(y), 0.0).sum(-1)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        return normal_moments(self.f(x), len(_lead(x))) if self.gaussian else None
+
+
+@dataclass(frozen=True)
+class DensityEmission(Emission):
+    """Any ``f(x, y) -> log density`` over the leading axes; a row of y is seen as a whole or not at all."""
+
+    f: Callable[[Tensor, Tensor], Tensor]
+
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        return _all_or_nothing(self.f(x, y), seen if y.is_floating_point() else seen.unsqueeze(-1), "log density")
+
+
+@dataclass(frozen=True)
+class TableEmission(Emission):
+    """Categories y of finite states x: ``log_p (K, M)``."""
+
+    log_p: Tensor
+    categories: bool = True
+
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        if y.is_floating_point():
+            raise InputError("the observation law is over categories; give y as integers (-1 is missing)")
+        top = int(y.max())
+        require(top < self.log_p.shape[-1], f"y has the category {top}; the observation law has {self.log_p.shape[-1]}")
+        return torch.where(seen, self.log_p[x, y], 0.0)
+
+
+# --- what the user may write ------------------------------------------------------------------------------------
+
+
+def as_emission(observation: Any, probe: Tensor) -> Emission:
+    """The emission of a kernel, a callable ``x -> torch.distributions`` or a callable ``(x, y) -> log density``.
+
+    Args:
+        probe: one state with its leading axes, ``(1, d)`` or integers ``(K,)``, that tells what a callable returns.
+    """
+    if isinstance(observation, Emission):
+        return observation
+    if isinstance(observation, LinearGaussian):
+        return _linear(observation, probe)
+    if isinstance(observation, Finite):
+        rows, states = observation.log_p.shape[-2], len(probe)
+        require(
+            not probe.is_floating_point() and rows == states and observation.log_p.ndim == 2,
+            f"the observation table has {tuple(observation.log_p.shape)}; one row for each of {states} states",
+        )
+        return TableEmission(observation.log_p.double())
+    if isinstance(observation, Kernel):
+        return _of_kernel(observation)
+    if not callable(observation):
+        raise InputTypeError(
+            f"observation is a Kernel, a callable x -> torch.distributions or (x, y) -> log density, "
+            f"got {type(observation).__name__}"
+        )
+    f: Any = observation  # a callable of any signature
+    if arity(f) >= 2:
+        return DensityEmission(f)
+    law = f(probe)
+    if not isinstance(law, Distribution):
+        raise InputTypeError(
+            f"observation(x) returned {type(law).__name__}; return a torch.distributions object, or give a "
+            "function (x, y) -> log density"
+        )
+    return LawEmission(f, gaussian=normal_moments(law, len(_lead(probe))) is not None)
+
+
+def arity(f: Callable[..., Any]) -> int:
+    """How many positional arguments a callable must be given."""
+    import inspect
+
+    if isinstance(f, torch.nn.Module):
+        f = f.forward
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(f).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
+
+
+def normal_moments(law: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:
+    """``(mean (..., m), covariance (..., m, m))`` of a normal law with ``lead`` leading axes; None for other laws."""
+    if isinstance(law, MultivariateNormal):
+        return law.mean.double(), law.covariance_matrix.double()
+    if isinstance(law, Independent):
+        law = law.base_dist
+    if not isinstance(law, Normal):
+        return None
+    mean, variance = law.mean.double(), law.variance.double()
+    if mean.ndim == lead:
+        mean, variance = mean.unsqueeze(-1), variance.unsqueeze(-1)
+    return mean, torch.diag_embed(variance)
+
+
+def masked_normal(residual: Tensor, R: Tensor, seen: Tensor) -> Tensor:
+    """log N(residual; 0, R) over the seen coordinates: ``residual (..., m)``, ``R (..., m, m)``, ``seen (..., m)``."""
+    keep = seen.to(residual.dtype)
+    residual = torch.where(seen, residual, 0.0)
+    if not bool(seen.all()):
+        R = R * keep.unsqueeze(-1) * keep.unsqueeze(-2) + torch.diag_embed(1 - keep)
+    root, info = torch.linalg.cholesky_ex(R)
+    if bool((info != 0).any()):
+        raise InputError(
+            "the covariance of the observation is singular, so that its density is not finite; give noise > 0"
+        )
+    white = torch.linalg.solve_triangular(root, residual.unsqueeze(-1), upper=False).squeeze(-1)
+    logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * white.square().sum(-1) - logdet - 0.5 * _LOG_2PI * keep.sum(-1)
+
+
+def _linear(kernel: LinearGaussian, probe: Tensor) -> LinearEmission:
+    if not probe.is_floating_point():
+        raise InputError(
+            "the states are finite and the observation kernel is linear-Gaussian; give x -> Normal(means[x], s)"
+        )
+    d = probe.shape[-1]
+    L = matrix(kernel.A, d)
+    if L.shape[-1] != d:
+        raise InputError(
+            f"the observation kernel takes {L.shape[-1]} coordinates and the prior has {d}; they must chain"
+        )
+    m = L.shape[-2]
+    return LinearEmission(L, vector(kernel.b, m), matrix(kernel.Q, m))
+
+
+def _of_kernel(kernel: Kernel) -> Emission:
+    law = getattr(kernel, "law", None)
+    if law is not None:
+        return LawEmission(law)
+    mean, root_at = getattr(kernel, "mean", None), getattr(kernel, "root_at", None)
+    if mean is not None and root_at is not None:
+
+        def covariance(x: Tensor) -> Tensor:
+            S = root_at(x.reshape(-1, x.shape[-1]))
+            Q = S @ S.mT
+            return Q[0] if Q.shape[0] == 1 else Q.reshape(*x.shape[:-1], *Q.shape[-2:])
+
+        def centre(x: Tensor) -> Tensor:
+            flat = mean(x.reshape(-1, x.shape[-1]))
+            return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+        return GaussianEmission(centre, covariance)
+    return DensityEmission(lambda x, y: kernel.log_prob(x, y, event=1))
+
+
+def matrix(lin: Any, size: int) -> Tensor:
+    """A `Lin` as float64 matrices ``(..., m, n)``; multiples of the identity get ``size`` coordinates."""
+    value = lin.value.double()
+    if lin.kind == "dense":
+        return value
+    if lin.kind == "spectral":
+        raise InputError("a spectral map has no small matrix; write the model's maps as matrices")
+    if lin.kind == "scalar":
+        return value[..., None, None] * torch.eye(size, dtype=torch.float64, device=value.device)
+    return torch.diag_embed(value.expand(*value.shape[:-1], size))
+
+
+def vector(offset: Tensor | float, size: int) -> Tensor:
+    """An offset as float64 ``(..., size)``."""
+    value = torch.as_tensor(offset, dtype=torch.float64)
+    return value.expand(size) if value.ndim == 0 else value.expand(*value.shape[:-1], size)
+
+
+def _lead(x: Tensor) -> torch.Size:
+    return x.shape[:-1] if x.is_floating_point() else x.shape
+
+
+def _all_or_nothing(log_p: Tensor, seen: Tensor, what: str) -> Tensor:
+    whole, some = seen.all(-1), seen.any(-1)
+    if bool((whole != some).any()):
+        raise InputError(
+            f"some coordinates of an observation are missing, and a {what} cannot drop them; give all or none of a "
+            "time's coordinates, or a law that factorises (Independent) or is normal"
+        )
+    return torch.where(whole, log_p, 0.0)

@@ -1,0 +1,281 @@
+"""A model laid out on data: the nodes of each series, the kernels between them, the observations at them.
+
+*Nodes* 0..n are the distinct times of a series; ``t0`` where it lies before them; and, for a transition that is one
+step of unit length, every whole step between.  Observations that share a time share a node.  Shorter series are
+padded with nodes that nothing is seen at; they change no answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError, require
+from retrodict.core.lin import Lin
+from retrodict.core.noise import Noise
+from retrodict.inference.emissions import Emission, GaussianEmission, LinearEmission, as_emission, matrix
+from retrodict.inference.models import StateSpace, as_prior
+from retrodict.inference.observed import Observed
+from retrodict.inference.transitions import Arrays
+from retrodict.kernels import Kernel, LinearGaussian
+
+_WHOLE = 1e-6  # times this close to whole steps count as whole
+_MOST_NODES = 50_000_000
+
+
+class Problem:
+    """A `StateSpace` on `Observed` data, with S series and nodes 0..n.
+
+    Attributes:
+        times: ``(S, n+1)`` float64, of the nodes (padding repeats the last time).
+        real: ``(S, n+1)``, False at padding.
+        at: ``(S, N)``, the node of each observation; -1 at padding.
+        emission: the law of an observation.
+        start, end: ``(S, n)``: the times of each step (of some real step, at padding).
+    """
+
+    def __init__(self, model: StateSpace, data: Observed) -> None:
+        self.model, self.data = model, data
+        self.emission = _emission(model, data)
+        self.times, self.real, self.at = _nodes(data, model.t0, model.transition.unit)
+        self.start, self.end = _steps(self.times, self.real)
+        self.prior = as_prior(model.given[0])[0]
+
+    @property
+    def S(self) -> int:
+        """Series."""
+        return len(self.data)
+
+    @property
+    def n(self) -> int:
+        """Steps: nodes are 0..n."""
+        return self.times.shape[1] - 1
+
+    @property
+    def size(self) -> int:
+        """Coordinates of the state, or number of finite states."""
+        return self.model.size
+
+    @cached_property
+    def family(self) -> str:
+        """ "linear", "finite", "gaussian" or "general" transitions."""
+        if self.n == 0:
+            return "finite" if self.model.kind == "finite" else "linear"
+        return self.model.transition.family(self.start[0, 0], self.end[0, 0])
+
+    def arrays(self) -> Arrays:
+        """``(A, b, Q)`` or ``(P,)`` of all steps, with leading axes ``(S|1, n|1)``."""
+        if self.n == 0:  # no step: the shapes of none
+            d = self.size
+            eye = torch.eye(d, dtype=torch.float64)[None, None]
+            return (
+                (eye,) if self.model.kind == "finite" else (eye, torch.zeros(1, 1, d).double(), torch.zeros_like(eye))
+            )
+        return self.model.transition.arrays(self.start, self.end, self.size)
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return self.arrays()
+
+    def kernel(self, k: int) -> Kernel:
+        """The kernel of step ``k = 1..n``, from node k-1 to node k, on ``x (S, P, d)`` or integers ``(S, P)``."""
+        if self.family == "linear":
+            A, b, Q = (_step(v, k) for v in self._arrays)
+            return LinearGaussian(Lin.dense(A), b, Lin.dense(Q))
+        s, t = self.start[:, k - 1], self.end[:, k - 1]
+        pairs, where = torch.stack([s, t], -1).unique(dim=0, return_inverse=True)
+        if self.model.transition.unit:
+            pairs = pairs[:1]
+        kernels = [self.model.transition.kernel(k, s, t) for s, t in pairs]
+        if len(pairs) == 1:
+            return Grouped([(slice(None), kernels[0])], self.model.kind)
+        return Grouped([((where == i).nonzero()[:, 0], kernel) for i, kernel in enumerate(kernels)], self.model.kind)
+
+    # -- observations ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """``(S, n+1, r)``: numbers of the observations at each node, -1 where there are fewer than r."""
+        S, N = self.at.shape
+        earlier = self.at[:, :, None] == self.at[:, None, :] if N * N * S < 4e6 else None
+        if earlier is not None:
+            rank = earlier.tril(-1).sum(-1)
+        else:  # long data: count the run of equal nodes that each observation stands in
+            index = torch.arange(N).expand(S, N)
+            new = torch.cat([torch.ones(S, 1, dtype=torch.bool), self.at.diff(dim=1) != 0], 1)
+            rank = index - torch.where(new, index, 0).cummax(1).values
+        r = int(rank[self.at >= 0].max()) + 1
+        slots = torch.full((S, self.n + 1, r), -1)
+        s, j = (self.at >= 0).nonzero(as_tuple=True)
+        slots[s, self.at[s, j], rank[s, j]] = j
+        return slots
+
+    @cached_property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """``(y, seen)`` of the data, with a value of the support where nothing was seen."""
+        y, seen = self.data.y, self.data.seen
+        if self.data.categories:
+            return torch.where(seen, y, y[seen][0] if bool(seen.any()) else 0), seen
+        columns = []
+        for c in range(y.shape[-1]):
+            some = seen[..., c]
+            columns.append(torch.where(some, y[..., c], y[..., c][some][0].detach() if bool(some.any()) else 1.0))
+        return torch.stack(columns, -1), seen
+
+    def log_likelihood(self, k: int, x: Tensor) -> Tensor:
+        """log density of everything seen at node k given states ``x (S, P, d)`` or ``(S, P)``: ``(S, P)``, float64."""
+        total = torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
+        y, seen = self.filled
+        series = torch.arange(self.S)
+        for slot in self.slots[:, k].unbind(-1):
+            if not bool((slot >= 0).any()):
+                continue
+            present = (slot >= 0)[:, None]
+            here = seen[series, slot] & (present if seen.ndim == 3 else present[:, 0])
+            if not bool(here.any()):
+                continue
+            emission = self.emission
+            if isinstance(emission, LinearEmission):
+                emission = emission.at((series[:, None], slot[:, None].clamp_min(0)))
+            total = total + emission.log_prob(x, y[series, slot][:, None], here[:, None])
+        return total
+
+    def observed(self, k: int) -> bool:
+        """Whether anything was seen at node k in any series."""
+        return bool((self.slots[:, k] >= 0).any())
+
+    def at_observations(self, values: Tensor) -> Tensor:
+        """Values at nodes ``(..., S, n+1, *)`` with the series axis at 0, read at observations: ``(S, N, *)``."""
+        out = values[torch.arange(values.shape[0])[:, None], self.at.clamp_min(0).expand(values.shape[0], -1)]
+        blank = (self.at < 0).reshape(*self.at.shape, *(1,) * (out.ndim - 2))
+        return out.masked_fill(blank, float("nan") if out.is_floating_point() else -1)
+
+
+@dataclass(frozen=True)
+class Grouped(Kernel):
+    """Kernels for groups of series, on ``x (S, P, ...)``: each is given its series' states in one flat batch."""
+
+    parts: list[tuple[Any, Kernel]]
+    kind: str
+
+    def draw(self, noise: Noise, shape: tuple[int, ...]) -> list[Any]:
+        """Innovations of every group, from a source with one slot for each of the S P states."""
+        return [kernel.draw(noise, shape) for _, kernel in self.parts]
+
+    def step(self, x: Tensor, z: list[Any] | Tensor) -> Tensor:
+        """One step; ``z`` is what `draw` returned, or one tensor ``(S, P, r)`` or ``(S P, r)`` for all groups."""
+        out = []
+        for (index, kernel), own in zip(self.parts, [z] * len(self.parts) if isinstance(z, Tensor) else z):
+            if isinstance(own, Tensor):
+                own = own.reshape(*x.shape[:2], *own.shape[1 if own.shape[0] == x.shape[:2].numel() else 2 :])
+                own = own[index].flatten(0, 1)
+            chosen = x[index]
+            y = kernel.step(chosen.flatten(0, 1), own)
+            out.append((index, y.unflatten(0, chosen.shape[:2])))
+        return _together(out, x)
+
+    def log_prob(self, x: Tensor, y: Tensor, event: int | None = None) -> Tensor:
+        x, y = torch.broadcast_tensors(x, y)
+        real = self.kind == "real"
+        lead = x.shape[:-1] if real else x.shape
+        out = []
+        for index, kernel in self.parts:
+            a, b = x[index], y[index]
+            count = a.ndim - 1 if real else a.ndim
+            value = kernel.log_prob(a.flatten(0, count - 1), b.flatten(0, count - 1), event=int(real))
+            out.append((index, value.reshape(a.shape[:count])))
+        return _together(out, x.new_empty(lead, dtype=torch.float64))
+
+
+def _together(parts: list[tuple[Any, Tensor]], like: Tensor) -> Tensor:
+    if isinstance(parts[0][0], slice):
+        return parts[0][1]
+    out = torch.empty((like.shape[0], *parts[0][1].shape[1:]), dtype=parts[0][1].dtype, device=like.device)
+    for index, value in parts:
+        out = out.index_put((index,), value)
+    return out
+
+
+def _step(value: Tensor, k: int) -> Tensor:
+    """Step k of ``(S|1, n|1, ...)`` with an axis for particles: ``(S|1, 1, ...)``."""
+    return value[:, 0 if value.shape[1] == 1 else k - 1].unsqueeze(1)
+
+
+def _emission(model: StateSpace, data: Observed) -> Emission:
+    """The model's law of observation, or the data's ``y = operator x + noise``."""
+    told = data.operator is not None or data.covariance is not None
+    if model.emission is not None:
+        if told:
+            raise InputError(
+                "the model has a law of observation and the data bring operator or noise too; give one of them"
+            )
+        return as_emission(model.given[2], model.probe)  # anew: trained parameters are current
+    if model.kind == "finite" or data.covariance is None:
+        raise InputError(
+            "nothing says how y depends on the state: give StateSpace(..., observation=...) or, for "
+            "y = operator x + noise of real states, Observed(y, operator=..., noise=...)"
+        )
+    R, m, d = matrix(data.covariance, 1), data.y.shape[-1], model.size
+    operator = data.operator
+    if operator is None or isinstance(operator, Lin):
+        L = torch.eye(d, dtype=torch.float64) if operator is None else matrix(operator, d)
+        if tuple(L.shape) != (m, d):
+            fix = " (give operator=, a matrix)" if operator is None else ""
+            raise InputError(
+                f"the operator is {tuple(L.shape)}; y has {m} coordinates and the state {d}: ({m}, {d}){fix}"
+            )
+        return LinearEmission(L, torch.zeros(m, dtype=torch.float64), R)
+    return GaussianEmission(operator, lambda x: R)
+
+
+def _nodes(data: Observed, t0: float | None, unit: bool) -> tuple[Tensor, Tensor, Tensor]:
+    rows, places = [], []
+    for s in range(len(data)):
+        times = data.times[s, : int(data.lengths[s])]
+        if t0 is not None and t0 > float(times[0]):
+            raise InputError(f"t0 = {t0:g} lies after the first observation of series {s}, at {float(times[0]):g}")
+        nodes = times if t0 is None else torch.cat([torch.tensor([t0], dtype=torch.float64), times])
+        nodes, place = nodes.unique(return_inverse=True)
+        place = place if t0 is None else place[1:]
+        if unit:
+            nodes, place = _whole_steps(nodes, place, s)
+        rows.append(nodes)
+        places.append(place)
+    pad = torch.nn.utils.rnn.pad_sequence
+    counts = torch.tensor([len(r) for r in rows])
+    times = pad(rows, batch_first=True)
+    real = torch.arange(times.shape[1]) < counts[:, None]
+    last = torch.stack([r[-1] for r in rows])
+    return torch.where(real, times, last[:, None]), real, pad(places, batch_first=True, padding_value=-1)
+
+
+def _whole_steps(nodes: Tensor, place: Tensor, s: int) -> tuple[Tensor, Tensor]:
+    """Nodes at every unit step; a kernel without times is one step of unit length."""
+    gaps = nodes - nodes[0]
+    steps = gaps.round()
+    odd = (gaps - steps).abs() > _WHOLE * gaps.abs().clamp_min(1)
+    if bool(odd.any()):
+        k = int(odd.nonzero()[0])
+        raise InputError(
+            f"the transition is one kernel, a step of unit length, and the times {float(nodes[k - 1]):g} and "
+            f"{float(nodes[k]):g} of series {s} are not a whole number of steps apart; leave times out for one step "
+            "between observations, or give a transition with .kernel(s, t) or a callable (s, t) -> Kernel"
+        )
+    require(
+        float(steps[-1]) < _MOST_NODES, f"series {s} spans {float(steps[-1]):g} unit steps; give a (s, t) -> Kernel"
+    )
+    return nodes[0] + torch.arange(int(steps[-1]) + 1, dtype=torch.float64), steps.long()[place]
+
+
+def _steps(times: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Times of each step; at padding those of some real step, so that every kernel asked for exists."""
+    start, end = times[:, :-1].clone(), times[:, 1:].clone()
+    padding = ~real[:, 1:]
+    if bool(padding.any()):
+        s, k = (int(i) for i in real[:, 1:].nonzero()[0])
+        start[padding], end[padding] = times[s, k], times[s, k + 1]
+    return start, end
