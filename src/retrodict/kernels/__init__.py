@@ -3,9 +3,11 @@
 from retrodict.kernels.conditional import Conditional, Deterministic
 from retrodict.kernels.euler import EulerStep, NonLinearGaussian
 from retrodict.kernels.finite import Finite, Flip
+from retrodict.kernels.jump import Jump, rates_of
 from retrodict.kernels.kernel import Chain, Factor, Identity, Kernel, Pulled, fuse
 from retrodict.kernels.laws import Belief, Categorical, Gaussian, Law, Point, Quadratic, Table
 from retrodict.kernels.linear_gaussian import LinearGaussian
+from retrodict.kernels.linear_sde import LinearSDE
 from retrodict.kernels.parallel import Laws, Messages, Parallel
 
 __all__ = [
@@ -20,10 +22,12 @@ __all__ = [
     "Flip",
     "Gaussian",
     "Identity",
+    "Jump",
     "Kernel",
     "Law",
     "Laws",
     "LinearGaussian",
+    "LinearSDE",
     "Messages",
     "NonLinearGaussian",
     "Parallel",
@@ -32,4 +36,5 @@ __all__ = [
     "Quadratic",
     "Table",
     "fuse",
+    "rates_of",
 ]

@@ -36,7 +36,7 @@ def Deterministic(f: Callable[[Tensor], Tensor] | Tensor | Lin, aux: LinearGauss
     """
     zero = Lin.scalar(torch.zeros((), dtype=torch.float64))
     if isinstance(f, (Tensor, Lin)):
-        return LinearGaussian(f, 0.0, zero)  # type: ignore[arg-type]
+        return LinearGaussian(f, 0.0, zero)
     if not callable(f):
         raise InputTypeError(f"a deterministic map is a function, a matrix or a Lin; got {type(f).__name__}")
     return NonLinearGaussian(f, zero, aux=aux)

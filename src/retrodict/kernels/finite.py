@@ -31,7 +31,7 @@ class Finite(Kernel):
         check_stochastic(P)
         if P.dtype != torch.float64:  # rows that sum to one in single precision do not yet in double
             P = P.double() / P.double().sum(-1, keepdim=True)
-        return Finite(P.log())
+        return Finite(safe_log(P))
 
     @property
     def domain(self) -> Space:
@@ -76,6 +76,12 @@ class Finite(Kernel):
     def compose(self, later: Finite) -> Finite:
         """This kernel and then ``later``, as one."""
         return Finite(torch.logsumexp(self.log_p.unsqueeze(-1) + later.log_p.unsqueeze(-3), -2))
+
+
+def safe_log(P: Tensor) -> Tensor:
+    """log P, minus infinity where P is zero, and there without a gradient (the plain log's is NaN)."""
+    possible = P > 0
+    return torch.where(possible, torch.where(possible, P, 1.0).log(), -torch.inf)
 
 
 def normalised(joint: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Every message carries its log constant: summed over a chain it is the evidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -61,7 +61,7 @@ class Gaussian(Law):
     mean: Tensor
     cov: Lin
 
-    def __init__(self, mean: Tensor | float, covariance: Lin | Tensor | float) -> None:
+    def __init__(self, mean: Tensor | Sequence[float] | float, covariance: Lin | Tensor | float) -> None:
         mean = real_tensor(mean, "mean")
         if not isinstance(covariance, Lin):  # written by hand: a vector is one state
             mean = mean.reshape(1, -1) if mean.ndim < 2 else mean

@@ -26,7 +26,7 @@ from retrodict.kernels.laws import Gaussian, Quadratic, _eye_like, event_size, e
 from retrodict.kernels.roots import covariance_root
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class LinearGaussian(Kernel):
     """``y ~ N(A x + b, Q)``.
 
@@ -34,7 +34,7 @@ class LinearGaussian(Kernel):
         A, Q: numbers, matrices ``(..., d, d)`` or `Lin` maps; Q is a covariance, perhaps singular or zero.  What
             is not yet a `Lin` is checked (Q positive semi-definite, sizes that fit).
         b: offset ``(batch, *event)``, ``(d,)`` or a number.
-        root: S with ``Q = S S'``, where it is known already.
+        root: S with ``Q = S S'``, or a function that makes it when a draw needs it, where it is known already.
     """
 
     A: Lin
@@ -42,17 +42,29 @@ class LinearGaussian(Kernel):
     Q: Lin
     root: Lin | Callable[[], Lin] | None = field(default=None, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "A", as_map(self.A, "A"))
-        object.__setattr__(self, "Q", as_covariance(self.Q, "Q"))
-        rows = self.A.value.shape[-2] if self.A.kind == "dense" else None
-        if rows is not None and self.Q.kind == "dense" and self.Q.value.shape[-1] != rows:
+    def __init__(
+        self,
+        A: Lin | Tensor | float,
+        b: Tensor | float,
+        Q: Lin | Tensor | float,
+        root: Lin | Callable[[], Lin] | None = None,
+    ) -> None:
+        A, Q = as_map(A, "A"), as_covariance(Q, "Q")
+        if A.kind == "dense":
+            self._check_sizes(A.value, b, Q)
+        for name, value in (("A", A), ("b", b), ("Q", Q), ("root", root)):
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _check_sizes(A: Tensor, b: Tensor | float, Q: Lin) -> None:
+        rows, columns = A.shape[-2:]
+        if Q.kind == "dense" and Q.value.shape[-1] != rows:
             raise InputError(
-                f"LinearGaussian: A is {rows} x {self.A.value.shape[-1]}, so that y has {rows} coordinates; its noise"
-                f" covariance Q is {self.Q.value.shape[-2]} x {self.Q.value.shape[-1]}"
+                f"LinearGaussian: A is {rows} x {columns}, so that y has {rows} coordinates; its noise"
+                f" covariance Q is {Q.value.shape[-2]} x {Q.value.shape[-1]}"
             )
-        if rows is not None and isinstance(self.b, Tensor) and self.b.ndim and self.b.shape[-1] not in (1, rows):
-            raise InputError(f"LinearGaussian: y has {rows} coordinates and the offset b {self.b.shape[-1]}")
+        if isinstance(b, Tensor) and b.ndim and b.shape[-1] not in (1, rows):
+            raise InputError(f"LinearGaussian: y has {rows} coordinates and the offset b {b.shape[-1]}")
 
     @property
     def domain(self) -> Space | None:
