@@ -3,6 +3,7 @@
 from retrodict.kernels.conditional import Conditional, Deterministic
 from retrodict.kernels.euler import EulerStep, NonLinearGaussian
 from retrodict.kernels.finite import Finite, Flip
+from retrodict.kernels.increments import CountMessage, Events, GammaIncrement, GammaMessage, Towards
 from retrodict.kernels.jump import Jump, rates_of
 from retrodict.kernels.kernel import Chain, Factor, Identity, Kernel, Pulled, fuse
 from retrodict.kernels.laws import Belief, Categorical, Gaussian, Law, Point, Quadratic, Table
@@ -15,11 +16,15 @@ __all__ = [
     "Categorical",
     "Chain",
     "Conditional",
+    "CountMessage",
     "Deterministic",
     "EulerStep",
+    "Events",
     "Factor",
     "Finite",
     "Flip",
+    "GammaIncrement",
+    "GammaMessage",
     "Gaussian",
     "Identity",
     "Jump",
@@ -35,6 +40,7 @@ __all__ = [
     "Pulled",
     "Quadratic",
     "Table",
+    "Towards",
     "fuse",
     "rates_of",
 ]

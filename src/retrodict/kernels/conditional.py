@@ -22,7 +22,7 @@ from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
 from retrodict.kernels.euler import NonLinearGaussian
-from retrodict.kernels.kernel import Kernel, Pulled
+from retrodict.kernels.kernel import Kernel, Pulled, draw_seed
 from retrodict.kernels.laws import event_sum
 from retrodict.kernels.linear_gaussian import LinearGaussian
 
@@ -65,8 +65,7 @@ class Conditional(Kernel):
             raise InputError("a Conditional takes law=, or sample_fn= with log_prob_fn=: one of the two")
 
     def draw(self, noise: Noise, shape: Any) -> tuple[int, Any]:
-        seed = int(noise.uniform(())[0].item() * 2**53)
-        return seed, None if self.aux is None else self.aux.draw(noise, shape)
+        return draw_seed(noise), None if self.aux is None else self.aux.draw(noise, shape)
 
     def step(self, x: Any, z: tuple[int, Any]) -> Any:
         with torch.random.fork_rng(devices=[]):

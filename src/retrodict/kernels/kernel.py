@@ -137,6 +137,11 @@ def no_weight(x: Any) -> Tensor:
     return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
 
 
+def draw_seed(noise: Noise) -> int:
+    """One integer for draws that have no fixed number of innovations: the seed of a generator of the whole batch."""
+    return int(noise.uniform(())[0].item() * 2**53)
+
+
 def fuse(*messages: Any) -> Any:
     """The product of messages about one state, as they meet at a branch; None stands for the constant message 1."""
     given = [h for h in messages if h is not None]
