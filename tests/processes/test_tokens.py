@@ -120,7 +120,7 @@ def test_a_configuration_rebuilds_the_process():
         (lambda: Masked(4, "cosin"), "Did you mean 'cosine'"),
         (lambda: TokenBridge(4).corrupt(torch.zeros(1, 2).long(), 0.5, KeyedNoise(0, 1)), "needs its source sequence"),
         (lambda: Masked(4).bridge(torch.zeros(1, 2).long(), 0.5, 0.2, 1.5), "share of admissible remasking"),
-        (lambda: Masked(4).target("noise", *[torch.zeros(1, 2).long()] * 2, 0.5), "tokens have one target"),
+        (lambda: Masked(4).target("noise", *[torch.zeros(1, 2).long()] * 2, 0.5), "discrete states have one target"),
     ],
 )
 def test_wrong_input_is_refused(make, message):

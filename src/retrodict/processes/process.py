@@ -112,6 +112,8 @@ class Process:
 
 def _short(value: Any) -> str:
     """A value for a person: a long table is its length and its ends."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return f"<{len(value)} x {len(value[0])} values>"
     if isinstance(value, list) and len(value) > 4:
         return f"<{len(value)} values, {value[0]:g} to {value[-1]:g}>"
     return repr(value)

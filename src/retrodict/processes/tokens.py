@@ -8,56 +8,32 @@ revealed token returns to the other end with probability ``eta * min(1, (1 - kee
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, near
+from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
-from retrodict.kernels import Flip
-from retrodict.processes.gaussian import as_time
-from retrodict.processes.process import Process, processes
-
-# the share hidden, 1 - keep, in a form that is accurate where it is small
-_HIDE = {
-    "linear": lambda t: t,
-    "cosine": lambda t: torch.sin(t * math.pi / 2) ** 2,
-}
+from retrodict.kernels import Categorical, Flip
+from retrodict.processes.discrete import Discrete, Jumps, leading
+from retrodict.processes.process import processes
 
 
 @processes.register("token-bridge")
-class TokenBridge(Process):
+class TokenBridge(Discrete):
     """A bridge from a source sequence x1 (t = 1) to a target sequence x0 (t = 0).
 
     Args:
         vocabulary: number of tokens; states are integers 0..vocabulary-1.
-        schedule: keep(t), "linear" or "cosine".
+        schedule: keep(t), "linear" or "cosine", or its values at even times; see `Discrete`.
     """
 
-    state = "tokens"
     ends = ("x0", "x1")
 
-    def __init__(self, vocabulary: int, schedule: str = "linear") -> None:
-        if not isinstance(vocabulary, int) or vocabulary < 2:
-            raise InputError(f"vocabulary is an integer of at least 2, got {vocabulary!r}")
-        if schedule not in _HIDE:
-            raise InputError(f"unknown schedule {schedule!r}; known: {', '.join(_HIDE)}.{near(schedule, _HIDE)}")
-        self.vocabulary, self.schedule = vocabulary, schedule
-
-    @property
-    def classes(self) -> int:
-        """Size of the state space, the mask included where there is one."""
-        return self.vocabulary
-
-    def keep(self, t: float | Tensor) -> Tensor:
-        """Probability that a position still shows x0, float64."""
-        return 1 - self.hide(t)
-
-    def hide(self, t: float | Tensor) -> Tensor:
-        """Probability that a position holds the other end, float64."""
-        return _HIDE[self.schedule](as_time(t))
+    def __init__(self, vocabulary: int, schedule: str | Sequence[float] = "linear") -> None:
+        super().__init__(vocabulary, schedule)
 
     def other(self, like: Tensor, x1: Tensor | None) -> Tensor:
         """The other end, shaped as ``like``."""
@@ -67,16 +43,8 @@ class TokenBridge(Process):
 
     def corrupt(self, x0: Tensor, t: float | Tensor, noise: Noise | Tensor, x1: Tensor | None = None) -> Tensor:
         u = noise if isinstance(noise, Tensor) else noise.uniform(x0.shape[1:])
-        keep = _leading(self.keep(t).to(u.device), x0.ndim)
+        keep = leading(self.keep(t).to(u.device), x0.ndim)
         return torch.where(u < keep, x0, self.other(x0, x1))
-
-    def target(self, kind: str, x0: Tensor, x_t: Tensor, t: float | Tensor, **known: Tensor) -> Tensor:
-        if kind != "data":
-            raise InputError(f"tokens have one target, 'data' (a class posterior); got {kind!r}")
-        return x0
-
-    def heads(self) -> list[tuple[str, str, int]]:
-        return [("data", "cross-entropy", self.vocabulary)]
 
     def hidden(self, x_t: Tensor, x1: Tensor | None = None) -> Tensor:
         """Where x_t holds the other end, so that x0 is unknown."""
@@ -85,22 +53,43 @@ class TokenBridge(Process):
     def kernel(self, s: float | Tensor, t: float | Tensor, x1: Tensor | None = None) -> Flip:
         keep = self.keep(t) / self.keep(s)
         other = self.other(torch.zeros((), dtype=torch.long), x1)
-        return Flip(_leading(keep, max(other.ndim, 1)) if keep.ndim else keep, other, self.classes)
+        return Flip(leading(keep, max(other.ndim, 2)), other, self.classes)  # states (batch, L) where t is a batch
 
-    def bridge(self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float, x1: Tensor | None = None) -> Flip:
-        if not 0 <= eta <= 1:
-            raise InputError(f"eta is the share of admissible remasking, between 0 and 1; got {eta}")
-        hide_t, hide_s = self.hide(t).to(x_t.device), self.hide(s).to(x_t.device)
-        keep_t = 1 - hide_t
-        # min(1, hide_s / keep_t) without dividing by keep_t = 0 at t = 1
-        remask = eta * torch.where(keep_t > hide_s, hide_s / keep_t.clamp_min(1e-300), 1.0)
-        reveal = ((hide_t - hide_s + remask * keep_t) / hide_t).clamp(0, 1)  # rounding leaves [0, 1]
-        u = torch.where(self.hidden(x_t, x1), _leading(reveal, x_t.ndim), _leading(1 - remask, x_t.ndim))
-        return Flip(u, self.other(x_t, x1), self.classes)
+    def bridge(
+        self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float | Tensor, x1: Tensor | None = None
+    ) -> Flip:
+        forget, revive = (leading(v.to(x_t.device), x_t.ndim) for v in self.exchange(t, s, eta))
+        return Flip(torch.where(self.hidden(x_t, x1), revive, 1 - forget), self.other(x_t, x1), self.classes)
 
     def prior(self, shape: tuple[int, ...], noise: Noise, x1: Tensor | None = None) -> Tensor:
         like = torch.zeros((noise.batch, *shape), dtype=torch.long, device=noise.device)
         return self.other(like, x1).expand_as(like).clone()
+
+    # -- one coordinate -------------------------------------------------------------------------------------
+
+    def log_likelihood(self, x_t: Tensor, t: float | Tensor, x1: Tensor | None = None) -> Tensor:
+        keep, hide = (leading(v.to(x_t.device), x_t.ndim).unsqueeze(-1) for v in (self.keep(t), self.hide(t)))
+        return (keep * self._shows(x_t) + hide * self.hidden(x_t, x1).unsqueeze(-1)).log()
+
+    def possible(self, x_t: Tensor, x1: Tensor | None = None) -> Tensor:
+        return self.hidden(x_t, x1).unsqueeze(-1) | self._shows(x_t)
+
+    def _shows(self, x_t: Tensor) -> Tensor:
+        """Which clean value x_t shows, ``(batch, *shape, vocabulary)`` booleans."""
+        return x_t.unsqueeze(-1) == torch.arange(self.vocabulary, device=x_t.device)
+
+    def jumps(self, law: Categorical | Tensor, x_t: Tensor, t: float | Tensor, x1: Tensor | None = None) -> Jumps:
+        """A hidden position is revealed at rate hide'/hide; one that holds x1 and keeps it does not jump."""
+        assert isinstance(law, Categorical)
+        rate = leading(self.revival(t).to(x_t.device), x_t.ndim).unsqueeze(-1) * law.log_p.exp()
+        rate = torch.where(self.hidden(x_t, x1).unsqueeze(-1) & ~self._shows(x_t), rate, 0.0)
+        return Jumps(rate, torch.arange(self.vocabulary, device=x_t.device).expand_as(rate))
+
+    def exit(self, x_t: Tensor, t: float | Tensor, s: float | Tensor, x1: Tensor | None = None) -> Tensor:
+        return torch.where(self.hidden(x_t, x1), 0.0, leading(self.passed(s, t).to(x_t.device), x_t.ndim))
+
+    def prior_log_p(self) -> Tensor:
+        raise InputError("a token bridge has no prior law: it starts from its source sequence")
 
     def config(self) -> dict[str, Any]:
         return {"name": self._registered, "vocabulary": self.vocabulary, "schedule": self.schedule}
@@ -113,6 +102,7 @@ class Masked(TokenBridge):
     """Absorbing masks: the other end is the mask token, whose index is ``vocabulary``."""
 
     ends = ("x0",)
+    timeless = True
     _registered = "masked"
 
     @property
@@ -127,7 +117,7 @@ class Masked(TokenBridge):
     def other(self, like: Tensor, x1: Tensor | None) -> Tensor:
         return torch.full_like(like, self.mask)
 
-
-def _leading(value: Tensor, ndim: int) -> Tensor:
-    """A per-sample number against the leading axis of something with ``ndim`` axes."""
-    return value.reshape(value.shape + (1,) * (ndim - value.ndim)) if value.ndim else value
+    def prior_log_p(self) -> Tensor:
+        log_p = torch.full((self.classes,), -torch.inf, dtype=torch.float64)
+        log_p[self.mask] = 0.0
+        return log_p
