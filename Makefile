@@ -46,8 +46,8 @@ test-slow: $(DEV_STAMP) ## Run the longer statistical studies too
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
 
 bench: $(DEV_STAMP) ## Run the benchmarks and renew docs/benchmarks.md
-	for study in benchmarks/bench_*.py; do $(BIN)/python $$study || exit 1; done
-	$(BIN)/python benchmarks/collect.py
+	status=0; for study in benchmarks/bench_*.py; do $(BIN)/python $$study || status=1; done; \
+	$(BIN)/python benchmarks/collect.py && exit $$status
 
 docs: $(DEV_STAMP) ## Build the documentation in site/, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,7 @@ def main() -> None:
     write(result, json.dumps(result, indent=1) + "\n", given.results, "digits.png", CAPTION)
     given.assets.mkdir(parents=True, exist_ok=True)
     picture(samples, given.assets / "digits.png")
+    sys.exit(0 if result["holds"] else "some bars do not hold")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -303,7 +304,7 @@ def main() -> None:
     given.assets.mkdir(parents=True, exist_ok=True)
     frontier_figure(rows, given.assets / "frontier.svg")
     if not all(r["holds"] in (None, True) for r in rows):
-        print("some bars do not hold")
+        sys.exit("some bars do not hold")
 
 
 if __name__ == "__main__":

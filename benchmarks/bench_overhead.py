@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(text + "\n")
     print(f"written: {RESULTS}")
+    sys.exit(0 if content["ok"] else "some bars do not hold")
 
 
 def page(rows: list[dict[str, Any]], peers: list[dict[str, Any]], builds: list[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ import gc
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,8 @@ def main() -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {RESULTS}")
+    if min(row["throughput_ratio"] for row in rows.values()) < BAR:
+        sys.exit("some bars do not hold")
 
 
 if __name__ == "__main__":

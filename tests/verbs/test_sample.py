@@ -7,6 +7,7 @@ import torch
 
 import retrodict as rd
 from retrodict.core.errors import InputError, InputTypeError, NonFiniteError
+from retrodict.denoisers import TwoEnded
 from retrodict.denoisers.networks import make_network
 
 LAW = rd.exact.GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.0, -0.5]], [0.1, 0.2], labels=[0, 1])
@@ -159,3 +160,13 @@ def test_a_plan_excludes_the_words_that_it_fixes():
 def test_a_bare_network_is_refused_with_the_way_to_wrap_it():
     with pytest.raises(InputTypeError, match=r"Denoiser\.wrap"):
         rd.sample(torch.nn.Linear(2, 2), 4)
+
+
+def test_a_solver_of_one_unknown_end_is_refused_where_two_are_unknown():
+    path = rd.processes.GaussianPath(lambda t: 1 - t, lambda t: t, lambda t: t)  # residual and noise together
+    ends = TwoEnded(make_network("mlp", (2,), out_channels=4), path, shape=(2,))
+    x1 = torch.zeros(3, 2)
+    with pytest.raises(InputError, match=r"one unknown end.*ddim"):
+        rd.sample(ends, 3, solver="dpm++2m", steps=4, init=x1, **QUIET)
+    assert rd.sample(ends, 3, solver="dpm++2m", steps=4, init=x1, x1=x1, **QUIET).x.shape == (3, 2)
+    assert rd.sample(ends, 3, solver="ddim", steps=4, init=x1, **QUIET).x.shape == (3, 2)

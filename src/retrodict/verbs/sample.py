@@ -23,7 +23,7 @@ from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.particles import Population
 from retrodict.processes import GaussianPath, Process
-from retrodict.solvers import Plan, auto, general, runtime
+from retrodict.solvers import Plan, auto, general, runtime, solvers
 from retrodict.solvers import plan as make_plan
 from retrodict.verbs.samples import Samples, Trajectory
 
@@ -84,6 +84,7 @@ def sample(
     words = {"steps": steps, "nfe": nfe, "grid": grid, "eta": eta, "start": start, "end": end}
     plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd)
     _check_start(plan, init)
+    _check_ends(plan, x1)
     shape = _shape(denoiser, shape, init, x1)
     particles = n * crowd.size if crowd is not None and crowd.size is not None else n
     copies = particles // n
@@ -175,6 +176,14 @@ def _check_start(plan: Plan, init: Tensor | None) -> None:
             f"the plan starts at t = {plan.start_time:g}: pass init, the state there "
             "(process.corrupt(x0, t, noise) makes one from a datum)"
         )
+
+
+def _check_ends(plan: Plan, x1: Tensor | None) -> None:
+    """A solver of one unknown end drops the terms of a second one that is unknown too."""
+    name = plan.meta.get("solver")
+    if len(plan.process.ends) == 2 and x1 is None and name in solvers and solvers[name].ends == 1:
+        able = ", ".join(sorted({entry.name for _, entry in solvers.items() if entry.ends == 2}))
+        raise InputError(f"solver {name!r} knows one unknown end, and this path has two: pass x1=, or use {able}")
 
 
 def _is_noise(process: Process, t: float) -> bool:
