@@ -8,7 +8,6 @@ the evidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
-from retrodict.core.registry import Registry
-
-#: Resampling schemes: ``(weights (G, K), uniforms (G, K)) -> ancestor indices (G, K)``.
-resamplers: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("resampling scheme")
+from retrodict.particles.resampling import resamplers
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Population:
 
     Attributes:
         size: particles a population; None makes all samples one population.
-        resample: "systematic", "stratified" or "multinomial".
+        resample: "systematic", "stratified", "residual", "ssp" or "multinomial".
         threshold: resample when the effective sample size is below this share of the size (0: never, 1: always).
     """
 
@@ -61,33 +57,6 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 def resample_indices(scheme: str, log_w: Tensor, noise: Noise) -> Tensor:
     """Ancestors ``(G, K)`` for log-weights ``(G, K)``; ``noise`` has one slot a population."""
-    return resamplers[scheme](normalise(log_w), noise.uniform((log_w.shape[-1],)).to(log_w.device))
-
-
-def _invert(weights: Tensor, positions: Tensor) -> Tensor:
-    """Indices at which sorted positions in [0, 1) fall on the cumulative weights."""
-    cumulative = weights.cumsum(-1)
-    cumulative = cumulative / cumulative[..., -1:]  # rounding must not leave the last particle short
-    return torch.searchsorted(cumulative, positions, right=True).clamp_(max=weights.shape[-1] - 1)
-
-
-@resamplers.register("systematic")
-def systematic(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One uniform shared by evenly spaced positions."""
-    K = weights.shape[-1]
-    steps = torch.arange(K, dtype=weights.dtype, device=weights.device)
-    return _invert(weights, (steps + uniforms[..., :1]) / K)
-
-
-@resamplers.register("stratified")
-def stratified(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One uniform in each of K equal strata."""
-    K = weights.shape[-1]
-    steps = torch.arange(K, dtype=weights.dtype, device=weights.device)
-    return _invert(weights, (steps + uniforms) / K)
-
-
-@resamplers.register("multinomial")
-def multinomial(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Independent draws."""
-    return _invert(weights, uniforms.sort(-1).values)
+    size = log_w.shape[-1]
+    uniforms = noise.uniform((resamplers[scheme].width(size, size),)).to(log_w.device)
+    return resamplers[scheme](normalise(log_w), uniforms)
