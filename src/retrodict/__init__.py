@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from retrodict.data import Data, load_data
     from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
     from retrodict.denoisers.diffusers import from_diffusers
+    from retrodict.inference import Observed, StateSpace
     from retrodict.particles import Population
     from retrodict.processes import (
         DDPM,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         Uniform,
     )
     from retrodict.solvers import Plan, plan
-    from retrodict.verbs import Guidance, Samples, condition, fit, load, sample, save
+    from retrodict.verbs import Guidance, Samples, condition, filter, fit, load, sample, save, smooth
 
 __version__ = "0.1.0.dev0"
 
@@ -50,17 +51,20 @@ __all__ = [
     "Guided",
     "Interpolant",
     "Masked",
+    "Observed",
     "Plan",
     "Population",
     "Product",
     "RectifiedFlow",
     "Samples",
+    "StateSpace",
     "SubVP",
     "Thresholded",
     "TokenBridge",
     "Uniform",
     "condition",
     "exact",
+    "filter",
     "fit",
     "from_diffusers",
     "load",
@@ -68,6 +72,7 @@ __all__ = [
     "plan",
     "sample",
     "save",
+    "smooth",
 ]
 
 #: Where each public name lives; a test keeps this equal to the imports above, which type checkers read.
@@ -80,6 +85,8 @@ _HOMES = {
     "Product": "retrodict.denoisers",
     "Thresholded": "retrodict.denoisers",
     "from_diffusers": "retrodict.denoisers.diffusers",
+    "Observed": "retrodict.inference",
+    "StateSpace": "retrodict.inference",
     "Population": "retrodict.particles",
     "DDPM": "retrodict.processes",
     "EDM": "retrodict.processes",
@@ -99,16 +106,19 @@ _HOMES = {
     "Guidance": "retrodict.verbs",
     "Samples": "retrodict.verbs",
     "condition": "retrodict.verbs",
+    "filter": "retrodict.verbs",
     "fit": "retrodict.verbs",
     "load": "retrodict.verbs",
     "sample": "retrodict.verbs",
     "save": "retrodict.verbs",
+    "smooth": "retrodict.verbs",
 }
 _MODULES = (
     "data",
     "denoisers",
     "diagnostics",
     "exact",
+    "inference",
     "kernels",
     "objectives",
     "particles",

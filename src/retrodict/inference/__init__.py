@@ -3,6 +3,7 @@
 `posterior` has the table of methods; every route of this room registers itself there when it is imported.
 """
 
+import retrodict.inference.exact  # noqa: F401  (registers its methods)
 from retrodict.inference.models import StateSpace
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, Method, condition_model, methods, register

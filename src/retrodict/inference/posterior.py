@@ -75,6 +75,12 @@ class Conditioned:
         """Standardised one-step-ahead errors ``(S, N, m)``: independent standard normals if the model is right."""
         raise self._cannot("residuals")
 
+    def _ran(self, verb: str, route: str) -> None:
+        """Note in ``route`` which algorithm answered a verb."""
+        words, _, rest = self.route.partition(" (")
+        runs = dict(pair.split(": ") for pair in rest.rstrip(")").split(", ")) if rest else {}
+        self.route = f"{words} ({', '.join(f'{v}: {r}' for v, r in (runs | {verb: route}).items())})"
+
     def _cannot(self, verb: str) -> InputError:
         able = [m for m in methods if m != self.method]
         return InputError(

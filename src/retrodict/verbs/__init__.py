@@ -5,5 +5,6 @@ from retrodict.verbs.fit import fit
 from retrodict.verbs.sample import sample
 from retrodict.verbs.samples import Samples
 from retrodict.verbs.saving import load, save
+from retrodict.verbs.smooth import filter, smooth
 
-__all__ = ["Guidance", "Samples", "condition", "fit", "load", "sample", "save"]
+__all__ = ["Guidance", "Samples", "condition", "filter", "fit", "load", "sample", "save", "smooth"]
