@@ -259,12 +259,20 @@ def test_token_posteriors_by_enumeration(kind):
         if float(likelihood.sum()) == 0:
             continue  # off the support: see the next test
         p = weights * likelihood / (weights * likelihood).sum()
-        condition = {} if sources is None else {"x1": state}
-        belief = law.denoiser(process).belief(state, t, **condition)
+        belief = law.denoiser(process).belief(state, t)  # of a bridge: when its source is not known
         expected = torch.zeros(2, 3, dtype=torch.float64)
         for n in range(4):
             expected[torch.arange(2), sequences[n]] += p[n]
         assert torch.allclose(belief.mean[0], expected, atol=1e-12)
+        for source in () if sources is None else sources.unique(dim=0):
+            given = p * (sources == source).all(1)
+            if float(given.sum()) == 0:
+                continue
+            expected = torch.zeros(2, 3, dtype=torch.float64)
+            for n in range(4):
+                expected[torch.arange(2), sequences[n]] += given[n] / given.sum()
+            belief = law.denoiser(process).belief(state, t, x1=source.unsqueeze(0))
+            assert torch.allclose(belief.mean[0], expected, atol=1e-12)
 
 
 def test_a_state_off_the_support_is_explained_by_the_nearest_atoms():

@@ -2,17 +2,22 @@
 
 from retrodict.denoisers.combined import Anneal, Bound, Guided, Product, Thresholded
 from retrodict.denoisers.denoiser import Denoiser, Step
-from retrodict.denoisers.wrapped import TokenDenoiser, TwoEnded, Wrapped
+from retrodict.denoisers.discrete import CountDenoiser, EmbeddedDenoiser, Sharpened, TokenDenoiser, sharpened
+from retrodict.denoisers.wrapped import TwoEnded, Wrapped
 
 __all__ = [
     "Anneal",
     "Bound",
+    "CountDenoiser",
     "Denoiser",
+    "EmbeddedDenoiser",
     "Guided",
     "Product",
+    "Sharpened",
     "Step",
     "Thresholded",
     "TokenDenoiser",
     "TwoEnded",
     "Wrapped",
+    "sharpened",
 ]

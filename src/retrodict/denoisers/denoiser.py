@@ -54,6 +54,7 @@ class Denoiser(nn.Module):
         conditions: names of the conditions that a call accepts, each with its null value (None: it has none).
         temperature: factor on the variance of the prior and of all fresh noise (see `Product`).
         weighted: whether `increment` and `final` carry weights.
+        timeless: whether equal states have equal beliefs whatever the time, so that a run may keep them.
         recipe: the plain values that rebuild it, where `fit` or `load` made it.
         scale: a module whose ``inverse`` maps the model's units to the user's; None if they are the same.
     """
@@ -63,6 +64,7 @@ class Denoiser(nn.Module):
     conditions: dict[str, Any]
     temperature: float = 1.0
     weighted: bool = False
+    timeless: Any = False
     scale: Any  # no class-level value: it would hide the submodule
     recipe: Any = None
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from retrodict.core.errors import InputError, near
 from retrodict.denoisers.denoiser import Denoiser, batch_time
-from retrodict.kernels import Belief, Categorical
-from retrodict.processes import GaussianPath, Process, TokenBridge, conversions
+from retrodict.kernels import Belief
+from retrodict.processes import GaussianPath, Process, conversions
 
 PREDICTS = ("data", "noise", "velocity", "flow", "score", "edm")
 
@@ -183,42 +183,3 @@ def split_ends(F: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError(f"a path with two ends needs doubled channels; got {tuple(F.shape)} for {tuple(x.shape)}")
     x0, x1 = F.chunk(2, dim=axis)
     return x0, x1
-
-
-class TokenDenoiser(Denoiser):
-    """A token network as a class posterior, with carry-over: a revealed position is known.
-
-    Args:
-        network: called as ``network(tokens, time, **condition)``; returns logits ``(batch, L, vocabulary)``.
-            If it has an attribute ``has_time`` that is False it is told no time (None).
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        process: TokenBridge,
-        *,
-        shape: tuple[int, ...] | None = None,
-        conditions: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(process, shape, conditions)
-        self.network = network
-
-    _filled = Wrapped._filled
-
-    def logits(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """Raw logits over the vocabulary."""
-        time = self.process.network_time(t).to(torch.float32) if getattr(self.network, "has_time", True) else None
-        return self.network(x, time, **self._filled(x, condition))
-
-    def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
-        process: TokenBridge = self.process  # type: ignore[assignment]
-        x1 = condition.pop("x1", None)
-        log_p = torch.log_softmax(self.logits(x, batch_time(t, x), **condition).double(), -1)
-        hidden = process.hidden(x, x1)
-        shown = torch.nn.functional.one_hot(x.clamp(max=process.vocabulary - 1), process.vocabulary).to(log_p).log()
-        log_p = torch.where(hidden.unsqueeze(-1), log_p, shown)
-        return Belief(log_p.exp(), law=Categorical(log_p), x1=x1)
-
-    def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
-        return self.belief(x, t, **condition).mean

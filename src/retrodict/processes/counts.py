@@ -27,6 +27,7 @@ from retrodict.kernels.laws import event_sum
 from retrodict.processes.discrete import Discrete, Jumps, leading, one_hot_law
 from retrodict.processes.process import processes
 
+_LOG_ODDS = 15.0  # beyond these nothing, or everything, has died
 BIRTHS = ("poisson", "binomial")
 
 
@@ -106,6 +107,10 @@ class Blackout(Discrete):
     def prior(self, shape: tuple[int, ...], noise: Noise, x1: Tensor | None = None) -> Tensor:
         alive = self.mean * self.keep(1.0).to(noise.device)
         return draw_poisson(alive.expand(noise.batch, *shape), self.levels - 1, noise.uniform(shape))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The log odds of death, a quarter of them."""
+        return torch.logit(self.hide(t)).clamp(-_LOG_ODDS, _LOG_ODDS) / 4
 
     def heads(self) -> list[tuple[str, str, int]]:
         return [("data", "poisson", 1)]

@@ -17,7 +17,7 @@ from retrodict.core.lin import Lin
 from retrodict.core.noise import KeyedNoise, Noise
 from retrodict.denoisers.denoiser import Denoiser, batch_time
 from retrodict.kernels import Belief, Categorical
-from retrodict.processes import Process, TokenBridge
+from retrodict.processes import Discrete, Process
 
 # the log probability of a token that no atom allows: far below any real one, yet comparable, so that a state off
 # the support (parallel decoding leaves it) is explained by the atoms nearest in Hamming distance
@@ -67,6 +67,10 @@ class AtomsDenoiser(Denoiser):
         if len(process.ends) == 2:
             conditions["x1"] = None
         super().__init__(process, tuple(law.data.shape[1:]), conditions)
+        if isinstance(process, Discrete):
+            process.check(law.data, "the data")
+            if law.x1 is not None:
+                process.check(law.x1, "x1")
         self.law = law
         self.register_buffer("_anchor", torch.zeros((), dtype=torch.float64), persistent=False)
 
@@ -91,13 +95,9 @@ class AtomsDenoiser(Denoiser):
 
     def _likelihood(self, x: Tensor, t: Tensor, x1: Tensor | None) -> Tensor:
         """log kappa_t(x | atom), ``(batch, n)``."""
+        if isinstance(self.process, Discrete):
+            return self._discrete_likelihood(self.process, x, t, x1)
         atoms = self.law.data.to(x.device)
-        if isinstance(self.process, TokenBridge):
-            keep = self.process.keep(t).reshape(-1, 1, *(1,) * (x.ndim - 1))
-            hidden = self.process.hidden(x, x1 if x1 is not None else _none_or(self.law.x1, x))
-            other = hidden.unsqueeze(1) if self.law.x1 is None else x.unsqueeze(1) == self.law.x1.to(x.device)
-            p = keep * (x.unsqueeze(1) == atoms) + (1 - keep) * other
-            return p.log().clamp_min(_OFF_SUPPORT).flatten(2).sum(-1)
         atoms = atoms.to(torch.float64)
         if self.law.x1 is not None:
             second = self.law.x1.to(x.device, torch.float64).unsqueeze(0)
@@ -106,14 +106,34 @@ class AtomsDenoiser(Denoiser):
         kernel = self.process.kernel(0.0, t.unsqueeze(1), x1=second)
         return kernel.log_prob(atoms.unsqueeze(0), x.double().unsqueeze(1), event=x.ndim - 1)
 
+    def _discrete_likelihood(self, process: Discrete, x: Tensor, t: Tensor, x1: Tensor | None) -> Tensor:
+        """Sum over coordinates; a coordinate that rules out an atom counts as far below any real probability."""
+        sources = None if self.law.x1 is None else self.law.x1.to(x.device)
+        if sources is None:
+            return self._picked(process.log_likelihood(x, t, x1).clamp_min(_OFF_SUPPORT))
+        n, (m, *shape) = len(x), sources.shape
+        pairs = (x.unsqueeze(1).expand(n, m, *shape).flatten(0, 1), sources.expand(n, m, *shape).flatten(0, 1))
+        table = process.log_likelihood(pairs[0], t.repeat_interleave(m), pairs[1]).clamp_min(_OFF_SUPPORT)
+        own = self.law.data.to(x.device).expand(n, m, *shape).flatten(0, 1)
+        likelihood = table.gather(-1, own.unsqueeze(-1)).squeeze(-1).reshape(n, m, -1).sum(-1)
+        if x1 is None:
+            return likelihood
+        # a known source leaves the atoms that were paired with it, or those nearest to it
+        return likelihood + _OFF_SUPPORT * (x1.unsqueeze(1) != sources).reshape(n, m, -1).sum(-1)
+
+    def _picked(self, table: Tensor) -> Tensor:
+        """Values of a table ``(batch, *shape, vocabulary)`` at every atom, summed over coordinates: ``(batch, n)``."""
+        one_hot = torch.nn.functional.one_hot(self.law.data.to(table.device), table.shape[-1]).to(table)
+        return table.flatten(1) @ one_hot.flatten(1).T
+
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         log_p = self.log_posterior(x, t, **condition)
         p = torch.softmax(log_p, -1)
         draw = lambda noise: self._draw(log_p, noise).to(x.dtype)  # noqa: E731
         x1 = condition.get("x1")
-        if x1 is None and self.law.x1 is not None and not isinstance(self.process, TokenBridge):
+        if x1 is None and self.law.x1 is not None and not isinstance(self.process, Discrete):
             x1 = _average(p, self.law.x1.to(x.device)).to(x.dtype)
-        if isinstance(self.process, TokenBridge):
+        if isinstance(self.process, Discrete):
             one_hot = torch.nn.functional.one_hot(self.law.data, self.process.vocabulary).to(p)
             marginal = _average(p, one_hot.to(x.device))
             return Belief(marginal, law=Categorical(marginal.log()), x1=x1, draw=draw)
@@ -131,8 +151,3 @@ class AtomsDenoiser(Denoiser):
 
 def _average(p: Tensor, values: Tensor) -> Tensor:
     return torch.tensordot(p, values.to(p), dims=1)
-
-
-def _none_or(x1: Tensor | None, x: Tensor) -> Tensor | None:
-    """A stand-in source for `hidden` when only the atoms' own sources are known."""
-    return None if x1 is None else x
