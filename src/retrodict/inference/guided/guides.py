@@ -1,0 +1,176 @@
+"""Forward guiding: stretches of steps bent by messages, with the log-weight that keeps the answer right.
+
+A guide maps ``(x, z)`` to the states after each step and the log-weight of the stretch, deterministically: equal
+innovations give equal paths.  Four of them stand behind ``weight=``:
+
+==============  =====================================================  ===============================================
+guide           step                                                   log-weight of a step
+==============  =====================================================  ===============================================
+`Doob`          the h-transform of the true step                       log (kappa h)(x) - log (kappa~ h)(x)
+`Path`          the h-transform of the auxiliary step                  log kappa(x, y) - log kappa~(x, y)
+`Continuous`    dX = (b + a r) dt + s dW,  r = F - H X                 G dt,  G = (b - b~).r + tr((a - a~)(r r' - H))/2
+`Free`          the true step (a bootstrap filter)                     0
+==============  =====================================================  ===============================================
+
+The sign before H is minus, for the Hessian of log h is -H (van der Meulen and Schauer 2020 have the integrand G; the
+other sign, found in some code, is wrong wherever a differs from a~).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrodict.inference.guided.messages import Messages, bend, quadratic
+from retrodict.inference.guided.steps import EulerGrid, Steps
+from retrodict.kernels.euler import Doob as DoobStep
+from retrodict.kernels.euler import dot, mv, normal_log_prob
+from retrodict.kernels.scans.gaussian.algebra import Step, guided, root, sym
+
+
+class Guide:
+    """A way to run steps ``first .. last - 1`` forward.
+
+    Args:
+        steps: the true transitions; auxiliary: ``A, b, Q (S, n, ...)``; messages: of the auxiliary.
+    """
+
+    def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
+        self.steps, self.auxiliary, self.messages = steps, auxiliary, messages
+
+    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """From states ``x (S, N, d)`` at node ``first`` through ``m = len(z)`` steps.
+
+        Args:
+            z: innovations ``(m, S, N, r)``.
+
+        Returns:
+            the states after each step ``(m, S, N, d)`` and the log-weight ``(S, N)`` of the stretch.
+        """
+        raise NotImplementedError
+
+    def _loss(self, first: int, before: Tensor) -> Tensor:
+        """The sum of ``log h'_k(x_k)`` over the states ``(m, S, N, d)`` at the starts of steps."""
+        H, F, c = self.messages.pulled
+        span = slice(first, first + before.shape[0])
+        H, F = H[:, span].movedim(1, 0).unsqueeze(-3), F[:, span].movedim(1, 0).unsqueeze(-2)
+        return quadratic(H, F, before).sum((0, -1)) + c[:, span].sum(1).unsqueeze(-1)
+
+
+class Free(Guide):
+    """The true steps, unguided: what the bootstrap filter proposes."""
+
+    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        states = []
+        shared = self.steps.shared_root
+        pushes = mv(shared[first : first + len(z)], z).unbind() if shared is not None else None
+        for i in range(len(z)):
+            k = first + i
+            push = pushes[i] if pushes is not None else mv(self.steps.root(k, x), z[i])
+            x = self.steps.mean(k, x) + push
+            states.append(x)
+        return torch.stack(states), torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)
+
+
+class Doob(Guide):
+    """The exact h-transform of the true step: unbiased for any step size and any auxiliary."""
+
+    def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
+        super().__init__(steps, auxiliary, messages)
+        self.bent = None if steps.shared_root is None else bend(steps.shared_root, messages)
+        # one dimension, one series and no gradient: the coefficient of the mean is a number
+        G = None if self.bent is None else self.bent.G
+        plain = G is not None and G.shape[1] == 1 and G.shape[-1] == 1 and not G.requires_grad
+        self.numbers: list[float] | None = G.flatten().tolist() if G is not None and plain else None
+
+    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._by_step(first, x, z) if self.bent is None else self._affine(first, x, z)
+
+    def _affine(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Roots that do not depend on the state: a step is one affine map, and the weights wait till after the loop."""
+        assert self.bent is not None
+        span = slice(first, first + len(z))
+        R, g = self.bent.R[span].unsqueeze(-3), self.bent.g[span].unsqueeze(-2)
+        # the noise of all steps at once
+        rows = (torch.addcmul(g, z, R[..., 0]) if R.shape[-1] == R.shape[-2] == 1 else mv(R, z) + g).unbind()
+        before, means, mean = [x], [], self.steps.mean
+        for i, row in enumerate(rows):
+            m = mean(first + i, x)
+            if self.numbers is not None:
+                x = torch.add(row, m, alpha=self.numbers[first + i])
+            else:
+                x = row + mv(self.bent.G[first + i].unsqueeze(-3), m)
+            means.append(m)
+            before.append(x)
+        path = torch.stack(before)
+        gain = quadratic(self.bent.P[span].unsqueeze(-3), self.bent.B[span].unsqueeze(-2), torch.stack(means))
+        log_kh = gain.sum((0, -1)) + self.bent.C[span].sum(0).unsqueeze(-1)
+        return path[1:], log_kh - self._loss(first, path[:-1])
+
+    def _by_step(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        before, log_kh = [x], torch.zeros((), dtype=x.dtype, device=x.device)
+        for i in range(len(z)):
+            k = first + i
+            step = DoobStep(*self.messages.at(k + 1), self.steps.root(k, x), self.messages.pins.get(k + 1))
+            x, gain = step(self.steps.mean(k, x), z[i])
+            log_kh = log_kh + gain
+            before.append(x)
+        path = torch.stack(before)
+        return path[1:], log_kh - self._loss(first, path[:-1])
+
+
+class Path(Guide):
+    """Draws of the guided auxiliary, weighted by the ratio of the true and the auxiliary kernel."""
+
+    def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
+        super().__init__(steps, auxiliary, messages)
+        H, F, c = messages.fused
+        self.affine = guided(auxiliary, (H[:, 1:], F[:, 1:], c[:, 1:]))
+        self.roots = [root(sym(Q)) for Q in self.affine[2].unbind(1)]
+        self.spread = [root(sym(Q)) for Q in auxiliary[2].unbind(1)]
+
+    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        states, log_w = [], torch.zeros((), dtype=x.dtype, device=x.device)
+        for i in range(len(z)):
+            k = first + i
+            A, b, _ = (part[:, k] for part in self.affine)
+            y = mv(A.unsqueeze(-3), x) + b.unsqueeze(-2) + mv(self.roots[k].unsqueeze(-3), z[i])
+            A, b, _ = (part[:, k] for part in self.auxiliary)
+            guess = mv(A.unsqueeze(-3), x) + b.unsqueeze(-2)
+            still = (self.spread[k].diagonal(dim1=-2, dim2=-1) == 0).all(-1, keepdim=True)
+            truth = normal_log_prob(y - self.steps.mean(k, x), self.steps.root(k, x))
+            ratio = truth - normal_log_prob(y - guess, self.spread[k].unsqueeze(-3))
+            log_w = log_w + torch.where(still, torch.zeros_like(ratio), ratio)
+            x = y
+            states.append(x)
+        return torch.stack(states), log_w
+
+
+class Continuous(Guide):
+    """The guided diffusion by Euler steps, weighted by the integral of G: biased of the order of a step.
+
+    Messages must come from the exact transitions of the auxiliary.  The step into an exactly met node is drawn from
+    its conditional law, and pays nothing.
+    """
+
+    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        steps, states = self.steps, []
+        assert isinstance(steps, EulerGrid)
+        log_w = torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)
+        for i in range(len(z)):
+            k = first + i
+            m, S = steps.mean(k, x), steps.root(k, x)
+            pin = self.messages.pins.get(k + 1)
+            if pin is not None:
+                x = DoobStep(*self.messages.at(k + 1), S, pin)(m, z[i])[0]
+            else:
+                H, F, _ = self.messages.before(k)
+                r = F - mv(H, x)
+                A, b, Q_aux = (part[:, k] for part in self.auxiliary)  # I + B dt, beta dt, a~ dt
+                Q = S @ S.mT
+                excess = Q - Q_aux.unsqueeze(-3)
+                drift = m - mv(A.unsqueeze(-3), x) - b.unsqueeze(-2)
+                log_w = log_w + dot(drift, r) + 0.5 * (dot(r, mv(excess, r)) - (excess * H).sum((-2, -1)))
+                x = m + mv(Q, r) + mv(S, z[i])
+            states.append(x)
+        return torch.stack(states), log_w

@@ -1,0 +1,184 @@
+"""The guided process as a map of its innovations, and as a Feynman-Kac model for the particle engine.
+
+Nodes of the engine are the observation times; between two of them lies a stretch of fine steps.  `GuidedModel`
+remembers the stretches of a run when it is asked to, so that the engine carries nothing but current states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError
+from retrodict.core.noise import KeyedNoise, Noise
+from retrodict.inference.guided.auxiliary import Guidance, prepare
+from retrodict.inference.guided.evidence import Evidence
+from retrodict.inference.guided.guides import Continuous, Doob, Free, Guide, Path
+from retrodict.inference.guided.messages import Messages
+from retrodict.inference.guided.steps import EulerGrid, Steps
+from retrodict.kernels.scans.gaussian.algebra import guided_root, mv
+from retrodict.particles import FeynmanKac
+
+WEIGHTS: dict[str, type[Guide]] = {"doob": Doob, "path": Path, "continuous": Continuous, "none": Free}
+
+
+@dataclass
+class Innovations:
+    """What drives guided paths: standard normals of the start ``(S, N, d)`` and of the steps ``(n, S, N, r)``."""
+
+    start: Tensor
+    steps: Tensor
+
+    def blend(self, other: Innovations, rho: Tensor | float, shares: Tensor) -> Innovations:
+        """``rho z + sqrt(1 - rho^2) other``, with rho ``(n + 1)`` or a number (shares: sqrt(1 - rho^2))."""
+        rho = torch.as_tensor(rho)
+        tail = lambda v: v[1:] if v.ndim == 1 else v  # noqa: E731
+        r, s = tail(rho), tail(shares)
+        shape = (-1, 1, 1, 1) if rho.ndim == 1 else ()
+        head = (rho[0], shares[0]) if rho.ndim == 1 else (rho, shares)
+        return Innovations(
+            head[0] * self.start + head[1] * other.start,
+            r.reshape(shape) * self.steps + s.reshape(shape) * other.steps,
+        )
+
+
+@dataclass
+class GuidedModel(FeynmanKac):
+    """A guided chain between observations.
+
+    Args:
+        steps, evidence: the law and what was seen; start: mean ``(S, d)`` and covariance of node 0.
+        weight: a key of `WEIGHTS`; auxiliary, rounds: see `auxiliary.prepare`.
+        stretches_only: whether messages look no further than the next observation (what a filter needs).
+        keep: whether a run remembers the fine paths and their innovations.
+        tilt: log-density of the true start against the Gaussian one, where the prior is not Gaussian.
+    """
+
+    steps: Steps
+    evidence: Evidence
+    law0: tuple[Tensor, Tensor]
+    weight: str = "doob"
+    auxiliary: Any = "auto"
+    rounds: int = 1
+    tilt: Any = None
+    stretches_only: bool = False
+    keep: bool = False
+    stretches: list[Tensor] = field(default_factory=list)
+    used: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.weight not in WEIGHTS:
+            raise InputError(f"weight is one of {', '.join(WEIGHTS)}; got {self.weight!r}")
+        if self.weight == "continuous" and not isinstance(self.steps, EulerGrid):
+            raise InputError("weight='continuous' is of diffusions; a chain in discrete time has 'doob' and 'path'")
+        self.series = self.steps.series
+        self.bounds = sorted({0, *self.evidence.nodes, self.steps.n})
+        self.guidance = self._free() if self.weight == "none" else self._prepare()
+        self.n = len(self.bounds) - 1
+        self.root0 = guided_root(self.law0[1], self.guidance.messages.fused[0][:, 0])
+
+    def _prepare(self) -> Guidance:
+        return prepare(
+            self.steps, self.evidence.potentials, self.law0, self.auxiliary, WEIGHTS[self.weight], self.rounds,
+            self.weight == "continuous", self._pilot,
+            self.bounds if self.stretches_only else None,
+        )  # fmt: skip
+
+    def _free(self) -> Guidance:
+        """The constant message: nothing is known of the future."""
+        if self.evidence.pins:
+            raise InputError("an exact observation has probability zero for an unguided path; use method='guided'")
+        S, n, d = self.series, self.steps.n, self.steps.d
+        zero = torch.zeros(S, n + 1, d, dtype=torch.float64)
+        flat = (torch.diag_embed(zero), zero, zero[..., 0])
+        messages = Messages(flat, tuple(part[:, :n] for part in flat), {})  # type: ignore[arg-type]
+        guide = Free(self.steps, flat, messages)
+        return Guidance(flat, messages, guide, self.law0, zero[:, 0, 0])
+
+    def _pilot(self, guidance: Guidance, particles: int) -> tuple[Tensor, Tensor]:
+        """Guided paths ``(n+1, S, P, d)`` and their log-weights; a single one is the path without noise."""
+        S, n, d, r = self.series, self.steps.n, self.steps.d, self.steps.r
+        x = guidance.start[0].unsqueeze(1).expand(S, particles, d)
+        z = torch.zeros(n, S, 1, r, dtype=x.dtype)
+        if particles > 1:
+            noise = KeyedNoise(0, S, name="pilot")
+            z = noise.normal((n, particles, r)).double().movedim(1, 0)
+            root = guided_root(self.law0[1], guidance.messages.fused[0][:, 0])
+            x = x + mv(root.unsqueeze(1), noise.normal((particles, d)).double())
+        path, log_w = guidance.guide.run(0, x, z)
+        return torch.cat((x.unsqueeze(0), path)), log_w
+
+    @property
+    def auxiliary_steps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The auxiliary that was chosen, ``(A, b, Q)``."""
+        return self.guidance.auxiliary
+
+    # -- the whole path as a map of innovations --------------------------------------------------------------
+
+    def innovations(self, particles: int, noise: Noise) -> Innovations:
+        """Fresh standard normals."""
+        return Innovations(
+            self._normals((particles, self.steps.d), noise), self._steps_noise(self.steps.n, particles, noise)
+        )
+
+    def path(self, z: Innovations) -> tuple[Tensor, Tensor]:
+        """States ``(n + 1, S, N, d)`` and log-weights ``(S, N)``; their mean weight is unbiased for the evidence."""
+        x, log_w = self._begin(z.start)
+        if not self.steps.n:
+            return x.unsqueeze(0), log_w
+        states, gain = self.guidance.guide.run(0, x, z.steps)
+        path = torch.cat((x.unsqueeze(0), states))
+        log_w = log_w + gain
+        for j, node in enumerate(self.evidence.nodes):
+            log_w = self._correct(j, path[node], log_w) if node else log_w
+        return path, log_w
+
+    # -- the engine's questions ------------------------------------------------------------------------------
+
+    def start(self, particles: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        z = self._normals((particles, self.steps.d), noise)
+        x, log_w = self._begin(z)
+        self.stretches, self.used = [x.unsqueeze(0)], [z]
+        return x, log_w
+
+    def draw(self, moves: int, particles: int, noise: Noise) -> Any:
+        """Innovations of each move, drawn when it is made: a stretch is a block by itself."""
+        longest = max(b - a for a, b in pairwise(self.bounds))
+        return (self._steps_noise(longest, particles, noise) for _ in range(moves))
+
+    def move(self, k: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = self.bounds[k - 1], self.bounds[k]
+        z = z[: last - first]
+        states, log_w = self.guidance.guide.run(first, x, z)
+        if self.keep:
+            self.stretches.append(states)
+            self.used.append(z)
+        for j, node in enumerate(self.evidence.nodes):
+            log_w = self._correct(j, states[-1], log_w) if node == last else log_w
+        return states[-1], log_w
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _begin(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.guidance.start[0].unsqueeze(1) + mv(self.root0.unsqueeze(1), z)
+        log_w = self.guidance.log_norm.unsqueeze(1) + torch.zeros_like(x[..., 0])
+        for j, node in enumerate(self.evidence.nodes):
+            log_w = self._correct(j, x, log_w) if node == 0 else log_w
+        return x, log_w if self.tilt is None else log_w + self.tilt(x)
+
+    def _correct(self, j: int, x: Tensor, log_w: Tensor) -> Tensor:
+        if self.weight == "none":
+            return log_w + self.evidence.log_prob(j, x)
+        correction = self.evidence.correction(j, x)
+        return log_w if correction is None else log_w + correction
+
+    def _steps_noise(self, steps: int, particles: int, noise: Noise) -> Tensor:
+        z = self._normals((steps, particles, self.steps.r), noise)
+        return z.movedim(1, 0)
+
+    def _normals(self, shape: tuple[int, ...], noise: Noise) -> Tensor:
+        return noise.normal(shape).double()
