@@ -14,7 +14,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench docs lint format types clean distclean
+.PHONY: help demo test test-slow bench bench-peers docs lint format types clean distclean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,14 @@ bench: $(DEV_STAMP) ## Run the benchmarks and renew docs/benchmarks.md
 	status=0; for study in benchmarks/bench_*.py; do $(BIN)/python $$study || status=1; done; \
 	$(BIN)/python benchmarks/collect.py && exit $$status
 
+# Peers live in an environment of their own: one of them wants another NumPy.
+bench-peers: .venv-peers/.installed ## Make the environment of the peers that `bench` compares with
+
+.venv-peers/.installed: benchmarks/peers_inference/requirements.txt
+	test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
 docs: $(DEV_STAMP) ## Build the documentation in site/, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
@@ -67,4 +75,4 @@ clean: ## Remove what builds and tests left (not .venv, not runs)
 	find src tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Also remove the environment
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-peers

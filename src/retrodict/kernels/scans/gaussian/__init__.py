@@ -6,41 +6,52 @@ Every function takes a `GaussianChain` (batched over series, float64) and ``rout
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import Noise, as_noise
 from retrodict.kernels.scans.gaussian.algebra import Message
+from retrodict.kernels.scans.gaussian.banded import IllConditioned
 from retrodict.kernels.scans.gaussian.chain import Filtered, GaussianChain, Smoothed
 from retrodict.kernels.scans.gaussian.gradient import with_gradient
-from retrodict.kernels.scans.gaussian.routes import ROUTES, choose
+from retrodict.kernels.scans.gaussian.routes import ROUTES, Route, candidates
 
 __all__ = [
     "ROUTES",
     "Filtered",
     "GaussianChain",
     "Smoothed",
-    "choose",
     "draw",
     "evidence",
     "filter",
+    "means",
     "messages",
     "smooth",
 ]
 
+T = TypeVar("T")
+
 
 def filter(chain: GaussianChain, route: str = "auto") -> Filtered:
     """Laws of ``x_k`` given the potentials at 0..k, and the log evidence."""
-    found = choose(chain, "filter", route)
-    return Filtered(*found.filter(chain), route=found.name)
+    found, name = _run(chain, "filter", route, lambda r: r.filter(chain))
+    return Filtered(*found, route=name)
 
 
 def smooth(chain: GaussianChain, route: str = "auto", cross: bool = False) -> Smoothed:
     """Laws of ``x_k`` given all potentials, the log evidence, and with ``cross`` the covariances of neighbours."""
-    found = choose(chain, "smooth", route)
-    mean, cov, log_evidence, neighbours = found.smooth(chain, cross)
-    return Smoothed(mean, cov, log_evidence, found.name, neighbours)
+    found, name = _run(chain, "smooth", route, lambda r: r.smooth(chain, cross))
+    mean, cov, log_evidence, neighbours = found
+    return Smoothed(mean, cov, log_evidence, name, neighbours)
+
+
+def means(chain: GaussianChain, route: str = "auto") -> tuple[Tensor, Tensor]:
+    """Smoothed means ``(S, n+1, d)`` and the log evidence ``(S,)``; cheaper than `smooth` where covariances cost."""
+    return _run(chain, "means", route, lambda r: r.means(chain))[0]
 
 
 def evidence(chain: GaussianChain, route: str = "auto") -> Tensor:
@@ -49,8 +60,7 @@ def evidence(chain: GaussianChain, route: str = "auto") -> Tensor:
     Differentiable in every tensor of the chain on every route: the gradient is computed from the smoother (Fisher's
     identity) and not by retracing the recursion.
     """
-    found = choose(chain, "evidence", route)
-    return with_gradient(found, chain)
+    return _run(chain, "evidence", route, lambda r: with_gradient(r, chain))[0]
 
 
 def draw(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Tensor, route: str = "auto") -> Tensor:
@@ -61,8 +71,8 @@ def draw(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Te
             standard normals themselves, ``(n, S, n_nodes, d)``.  A draw is an affine map of its normals; which map
             depends on the route.
     """
-    found = choose(chain, "draw", route)
-    return found.draw(chain, _normals(chain, n, noise))
+    z = _normals(chain, n, noise)
+    return _run(chain, "draw", route, lambda r: r.draw(chain, z))[0]
 
 
 def messages(chain: GaussianChain, route: str = "auto") -> Message:
@@ -71,7 +81,18 @@ def messages(chain: GaussianChain, route: str = "auto") -> Message:
     ``log h_k(x) = c_k + F_k.x - x.H_k x/2`` is the log expectation of the product of the potentials at k, k+1, ..., n
     given ``x_k = x``.
     """
-    return choose(chain, "messages", route).messages(chain)
+    return _run(chain, "messages", route, lambda r: r.messages(chain))[0]
+
+
+def _run(chain: GaussianChain, verb: str, route: str, call: Callable[[Route], T]) -> tuple[T, str]:
+    """The answer and the name of the route that gave it; "auto" goes on to the next route after a singular matrix."""
+    for found in candidates(chain, verb, route):
+        try:
+            return call(found), found.name
+        except IllConditioned:
+            if route != "auto":
+                raise
+    raise AssertionError("the last candidate takes every chain")
 
 
 def _normals(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Tensor) -> Tensor:

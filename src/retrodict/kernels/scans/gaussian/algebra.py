@@ -36,6 +36,17 @@ def outer(x: Tensor, y: Tensor) -> Tensor:
     return x.unsqueeze(-1) * y.unsqueeze(-2)
 
 
+def outer_over_time(x: Tensor, y: Tensor, shared: bool) -> Tensor:
+    """``x_k y_k'`` for every k, ``(S, n, d, d)``; or their sum if steps share a parameter, ``(S, 1, d, d)``."""
+    return (x.mT @ y).unsqueeze(1) if shared else outer(x, y)
+
+
+def second_moments(H: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    """``E[x_k x_k']`` for every node, or their sum if the nodes share H."""
+    shared = H.shape[1] == 1
+    return outer_over_time(mean, mean, shared) + (cov.sum(1, keepdim=True) if shared else cov)
+
+
 def sym(A: Tensor) -> Tensor:
     """The symmetric part; rounding would break symmetry over a long chain."""
     return (A + A.mT) / 2

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes, fuse, mv, pull, sym
-from retrodict.kernels.scans.gaussian.chain import GaussianChain
+from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes, fuse, guided_root, mv, pull, sym
+from retrodict.kernels.scans.gaussian.chain import GaussianChain, guided_steps
 
 
 def messages(chain: GaussianChain) -> Message:
@@ -30,6 +30,12 @@ def _stack(xs: Sequence[Tensor]) -> Tensor:
     """Stack along a new time axis; a series axis of one is shared."""
     series = max(x.shape[0] for x in xs)
     return torch.stack([x.expand(series, *x.shape[1:]) for x in xs], 1)
+
+
+def guided(chain: GaussianChain) -> tuple[Message, Step]:
+    """Fused messages and guided steps."""
+    h = messages(chain)
+    return h, guided_steps(chain, h)
 
 
 def filter(chain: GaussianChain) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,3 +68,8 @@ def follow(x: Tensor, E: Tensor, g: Tensor) -> Tensor:
         x = mv(A, x) + b
         path.append(x)
     return torch.stack(path, -2)
+
+
+def roots(chain: GaussianChain, h: Message, steps: Step) -> Tensor:
+    """Factors of the covariances of the guided steps."""
+    return guided_root(chain.steps()[2], h[0][:, 1:])

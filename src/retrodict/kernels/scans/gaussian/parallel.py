@@ -9,8 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retrodict.kernels.scans.gaussian.algebra import Message, Segment, Step, bayes, combine, element, fuse, sym
-from retrodict.kernels.scans.gaussian.chain import GaussianChain
+from retrodict.kernels.scans.gaussian.algebra import (
+    Message,
+    Segment,
+    Step,
+    bayes,
+    combine,
+    element,
+    fuse,
+    guided_root,
+    sym,
+)
+from retrodict.kernels.scans.gaussian.chain import GaussianChain, guided_steps
 from retrodict.kernels.scans.scan import Element, affine, prefix, suffix
 
 
@@ -34,6 +44,12 @@ def messages(chain: GaussianChain) -> Message:
     fused = fuse((H[:, :-1], F[:, :-1], c[:, :-1]), (J, eta, l))
     H, F, c = (_join(x, y) for x, y in zip(fused, (H[:, -1:], F[:, -1:], c[:, -1:])))
     return H, F, c
+
+
+def guided(chain: GaussianChain) -> tuple[Message, Step]:
+    """Fused messages and guided steps."""
+    h = messages(chain)
+    return h, guided_steps(chain, h)
 
 
 def filter(chain: GaussianChain) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,3 +82,8 @@ def _push_then(first: Element, second: Element) -> Element:
 def follow(x: Tensor, E: Tensor, g: Tensor) -> Tensor:
     """All nodes ``(..., S, n+1, d)`` of ``x_k = E_k x_{k-1} + g_k`` from ``x (..., S, d)`` and ``g (..., S, n, d)``."""
     return torch.cat((x.unsqueeze(-2), affine(E, g, x)), -2) if E.shape[1] else x.unsqueeze(-2)
+
+
+def roots(chain: GaussianChain, h: Message, steps: Step) -> Tensor:
+    """Factors of the covariances of the guided steps."""
+    return guided_root(chain.steps()[2], h[0][:, 1:])

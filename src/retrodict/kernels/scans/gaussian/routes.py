@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.core.registry import Registry
-from retrodict.kernels.scans.gaussian import loop, parallel, passes
+from retrodict.kernels.scans import native
+from retrodict.kernels.scans.gaussian import banded, compiled, loop, parallel, passes
 from retrodict.kernels.scans.gaussian.algebra import Message
 from retrodict.kernels.scans.gaussian.chain import GaussianChain
 
@@ -28,6 +30,10 @@ class Route:
 
     def smooth(self, chain: GaussianChain, cross: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         raise NotImplementedError
+
+    def means(self, chain: GaussianChain) -> tuple[Tensor, Tensor]:
+        mean, _, log_evidence, _ = self.smooth(chain, False)
+        return mean, log_evidence
 
     def evidence(self, chain: GaussianChain) -> Tensor:
         raise NotImplementedError
@@ -68,17 +74,76 @@ class Passes(Route):
         return self.module.messages(chain)
 
 
+@dataclass(frozen=True)
+class Cholesky(Route):
+    """The banded factorisation of `banded`: smoother, evidence, gradient and draws, on the CPU."""
+
+    name: str = "cholesky"
+
+    def refuses(self, chain: GaussianChain, verb: str) -> str | None:
+        if verb in ("filter", "messages"):
+            return "it factors the precision of the whole path and has no law given the past alone"
+        if chain.F.device.type != "cpu":
+            return "it runs on the CPU"
+        if verb != "evidence" and needs_gradient(chain):
+            return "its gradients are those of the evidence only"
+        return None
+
+    def smooth(self, chain: GaussianChain, cross: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        found = banded.factor(chain)
+        mean = found.mean()
+        cov, neighbours = (x.expand(chain.series, -1, -1, -1) for x in found.covariances())
+        return mean, cov, found.log_evidence(mean, found.residuals(mean)), neighbours if cross else None
+
+    def means(self, chain: GaussianChain) -> tuple[Tensor, Tensor]:
+        found = banded.factor(chain)
+        mean = found.mean()
+        return mean, found.log_evidence(mean, found.residuals(mean))
+
+    def evidence(self, chain: GaussianChain) -> Tensor:
+        return self.means(chain)[1]
+
+    def score(self, chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return banded.score(chain)
+
+    def draw(self, chain: GaussianChain, z: Tensor) -> Tensor:
+        found = banded.factor(chain)
+        return found.mean() + found.solve(z, "half")
+
+
+def needs_gradient(chain: GaussianChain) -> bool:
+    """Whether autograd has to see the computation."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in chain.tensors)
+
+
+@dataclass(frozen=True)
+class Compiled(Passes):
+    """The passes of `compiled`: needs numba, the CPU, and no autograd (but for the evidence)."""
+
+    def refuses(self, chain: GaussianChain, verb: str) -> str | None:
+        if not native.installed():
+            return "numba is not installed; pip install 'retrodict[fast]'"
+        if chain.F.device.type != "cpu":
+            return "it runs on the CPU"
+        if verb != "evidence" and needs_gradient(chain):
+            return "its gradients are those of the evidence only"
+        return None
+
+
 ROUTES: Registry[Route] = Registry("route")
 ROUTES.add("loop", value=Passes("loop", loop))
 ROUTES.add("scan", value=Passes("scan", parallel))
+ROUTES.add("cholesky", value=Cholesky())
+ROUTES.add("numba", value=Compiled("numba", compiled))
 
 
-def choose(chain: GaussianChain, verb: str, route: str = "auto") -> Route:
-    """The route of the name, or for "auto" the one that the table names."""
+def candidates(chain: GaussianChain, verb: str, route: str = "auto") -> list[Route]:
+    """The route of the name, or for "auto" the routes of the table, best first; the last one takes every chain."""
     if route == "auto":
-        return ROUTES["loop" if chain.n < 32 else "scan"]
+        names = ["cholesky", "loop" if chain.n < 32 else "scan"]
+        return [ROUTES[name] for name in names if not ROUTES[name].refuses(chain, verb)]
     found = ROUTES[route]
     reason = found.refuses(chain, verb)
     if reason:
         raise InputError(f"route {route!r} cannot {verb} this chain: {reason}; route='auto' finds one that can")
-    return found
+    return [found]

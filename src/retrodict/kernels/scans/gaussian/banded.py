@@ -1,0 +1,216 @@
+"""One banded Cholesky factorisation of the posterior precision, by LAPACK: the fastest route for invertible P0 and Q.
+
+The precision of (x_0, ..., x_n) given the potentials is block tridiagonal,
+
+    D_k = Q_k^-1 + A_{k+1}' Q_{k+1}^-1 A_{k+1} + H_k      (P0^-1 at k = 0; no middle term at k = n)
+    O_k = -Q_{k+1}^-1 A_{k+1}                             (row k+1, column k)
+
+Its factor has diagonal blocks L_k and subdiagonal blocks B_k.  Means are one solve, draws are mean + L^-T z, the
+log evidence is the log joint density at the mean minus logdet(L), and the covariances of nodes and of neighbours
+follow from the recursion of Takahashi (1973), which here is an affine scan: with ``U_k = B_k L_k^-1``
+
+    Cov_k = L_k^-T L_k^-1 + U_k' Cov_{k+1} U_k,      Cov_{k+1,k} = -Cov_{k+1} U_k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import get_lapack_funcs
+from torch import Tensor
+
+from retrodict.core.errors import InputError
+from retrodict.kernels.scans.gaussian.algebra import dot, mv, outer, outer_over_time, second_moments, sym
+from retrodict.kernels.scans.gaussian.chain import GaussianChain
+from retrodict.kernels.scans.scan import Element, suffix
+
+_pbtrf, _pbtrs, _tbtrs = get_lapack_funcs(("pbtrf", "pbtrs", "tbtrs"), dtype=np.float64)
+# A pivot below this share of its diagonal entry has lost nine digits, of sixteen.
+_PIVOT = 1e-9
+# Estimated condition numbers above this may cost more than seven digits.
+_CONDITION = 1e7
+
+
+class IllConditioned(InputError):
+    """P0, Q or the precision cannot be inverted to the accuracy that the other routes have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"route 'cholesky' needs well-conditioned P0, Q and posterior precision, and {what} is (nearly) singular; "
+            "every other route takes this chain, and route='auto' finds one"
+        )
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The factored precision of a chain; ``factors`` has one entry a series, or one for all."""
+
+    chain: GaussianChain
+    P0_inv: Tensor
+    Q_inv: Tensor
+    QA: Tensor  # Q^-1 A
+    logdet: Tensor  # of the prior precision's inverse and of the precision: (S|1,)
+    factors: list[np.ndarray]
+
+    def solve(self, x: Tensor, task: str) -> Tensor:
+        """``precision^-1 x`` ("both") or ``L^-T x`` ("half") for ``x (..., S, n+1, d)``."""
+        shape = x.shape
+        columns = x.reshape(-1, *shape[-3:])
+        out = np.empty(columns.shape)
+        shared = len(self.factors) == 1
+        for i, factor in enumerate(self.factors):
+            part = columns if shared else columns[:, i]
+            right = part.reshape(-1, shape[-2] * shape[-1]).numpy().T
+            if task == "both":
+                solved, info = _pbtrs(factor, right, lower=1)
+            else:
+                solved, info = _tbtrs(factor, right, uplo="L", trans="T")
+            assert info == 0
+            if shared:
+                return torch.from_numpy(np.ascontiguousarray(solved.T)).reshape(shape)
+            out[:, i] = solved.T.reshape(part.shape)
+        return torch.from_numpy(out).reshape(shape)
+
+    def mean(self) -> Tensor:
+        """Posterior means ``(S, n+1, d)``."""
+        chain = self.chain
+        right = chain.F.clone()
+        right[:, 0] += mv(self.P0_inv, chain.m0)
+        if chain.n:
+            right[:, 1:] += _mv(self.Q_inv, chain.b)
+            right[:, :-1] -= _mv(self.QA.mT, chain.b)
+        return self.solve(right, "both")
+
+    def residuals(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(e, r_0, w, r)``: x_0 - m0 and the disturbances at the mean, and the same times P0^-1 and Q^-1."""
+        e = mean[:, 0] - self.chain.m0
+        w = mean[:, 1:] - _mv(self.chain.A, mean[:, :-1]) - self.chain.b
+        return e, mv(self.P0_inv, e), w, _mv(self.Q_inv, w)
+
+    def log_evidence(self, mean: Tensor, residuals: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Log joint density at the posterior mean, minus that of the posterior there."""
+        e, r0, w, r = residuals
+        potential = (self.chain.c + dot(mean, self.chain.F - _mv(self.chain.H, mean) / 2)).sum(1)
+        return potential - (dot(e, r0) + dot(w, r).sum(1) + self.logdet) / 2
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        """Covariances of nodes ``(S|1, n+1, d, d)`` and of neighbours ``(S|1, n, d, d)``."""
+        n, d = self.chain.n, self.chain.d
+        blocks = torch.stack([_blocks(factor, n, d) for factor in self.factors])  # L_k over B_k, transposed
+        eye = torch.eye(d, dtype=torch.float64)
+        inverse = torch.linalg.solve_triangular(blocks[..., :d], eye, upper=True).mT  # L_k^-1
+        V = inverse.mT @ inverse
+        if not n:
+            return V, V[:, :0]
+        U = blocks[:, :-1, :, d:].mT @ inverse[:, :-1]
+        last = torch.cat((U, torch.zeros_like(V[:, :1])), 1)
+        cov = sym(suffix(_selected, (last, V))[1])
+        return cov, -cov[:, 1:] @ U
+
+
+def _selected(first: Element, second: Element) -> Element:
+    """``X -> V + U'XU`` after another such map."""
+    (U1, V1), (U2, V2) = first, second
+    return U2 @ U1, V1 + U1.mT @ V2 @ U1
+
+
+def factor(chain: GaussianChain) -> Posterior:
+    """Factor the precision; raises `IllConditioned` if P0, Q or the precision is too close to singular."""
+    n, d = chain.n, chain.d
+    A, Q, H = chain.A, chain.Q, chain.H
+    P0_inv, P0_logdet = _inverse(chain.P0, "P0")
+    Q_inv, Q_logdet = _inverse(Q, "Q")
+    QA = Q_inv @ A
+    lead = max(x.shape[0] for x in (P0_inv, QA, H))
+    # columns (series, node, column of the block, row): diagonal block, subdiagonal block, and room for the skewed view
+    W = torch.zeros(lead, n + 1, d, 3 * d, dtype=torch.float64)
+    D = W[..., :d]
+    D += H
+    D[:, 0] += P0_inv
+    D[:, 1:] += Q_inv
+    D[:, :-1] += A.mT @ QA if n else 0.0
+    if n:
+        W[:, :-1, :, d : 2 * d] = -QA.mT
+    diagonal = D.diagonal(dim1=-2, dim2=-1).reshape(lead, -1).numpy().copy()
+    factors, logdets = [], []
+    for i in range(lead):
+        band, info = _pbtrf(_skewed(W[i].numpy()).T, lower=1)
+        if info or _condition(band, diagonal[i]) > _CONDITION:
+            raise IllConditioned("the precision")
+        pivots = band[0]
+        factors.append(band)
+        logdets.append(2 * float(np.log(pivots).sum()))
+    steps = Q_logdet.sum(1) * (n if Q_logdet.shape[1] == 1 else 1)
+    return Posterior(chain, P0_inv, Q_inv, QA, P0_logdet + steps + torch.tensor(logdets, dtype=torch.float64), factors)
+
+
+def _condition(band: np.ndarray, diagonal: np.ndarray) -> float:
+    """A lower estimate of the condition number of the precision, scaled to a diagonal of ones.
+
+    One solve with a right-hand side that has smooth and rough parts: near-singular directions are one or the other.
+    """
+    scale = np.sqrt(diagonal)
+    mixed = 2 * (np.arange(len(scale)) * 0.6180339887498949 % 1)
+    solved, _ = _pbtrs(band, scale * mixed, lower=1)
+    return float(np.abs(scale * solved).max())
+
+
+def _skewed(W: np.ndarray) -> np.ndarray:
+    """Columns of blocks ``(n+1, d, 3d)`` as LAPACK's band: entry o of column j is row j + o of the block column."""
+    nodes, d, _ = W.shape
+    s0, s1, s2 = W.strides
+    view = np.lib.stride_tricks.as_strided(W, (nodes, d, 2 * d), (s0, s1 + s2, s2))
+    return np.ascontiguousarray(view).reshape(nodes * d, 2 * d)
+
+
+def _blocks(band: np.ndarray, n: int, d: int) -> Tensor:
+    """The inverse of `_skewed` on a factor: ``(n+1, d, 2d)``, transposed diagonal and subdiagonal blocks."""
+    W = np.zeros((n + 1, d, 3 * d))
+    s0, s1, s2 = W.strides
+    view = np.lib.stride_tricks.as_strided(W, (n + 1, d, 2 * d), (s0, s1 + s2, s2))
+    view[...] = band.T.reshape(n + 1, d, 2 * d)
+    return torch.from_numpy(W)[..., : 2 * d]
+
+
+def _inverse(C: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Inverse and log determinant of covariances."""
+    root, info = torch.linalg.cholesky_ex(C)
+    pivots = root.diagonal(dim1=-2, dim2=-1)
+    if bool(info.any()) or bool((pivots.square() < _PIVOT * C.diagonal(dim1=-2, dim2=-1)).any()):
+        raise IllConditioned(name)
+    return torch.cholesky_inverse(root), 2 * pivots.log().sum(-1)
+
+
+def _mv(A: Tensor, x: Tensor) -> Tensor:
+    """Maps ``(S|1, n|1, d, d)`` times vectors ``(S, n, d)``; one map for all is one matrix product."""
+    return x @ A[0].mT if A.shape[:2] == (1, 1) else mv(A, x)
+
+
+def score(chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Log evidence and its derivatives by ``(m0, P0, A, b, Q, H, F, c)``, by Fisher's identity.
+
+    With disturbances ``w_k = x_k - A x_{k-1} - b`` and ``r_k = Q^-1 w_k`` at the mean: d/db = r,
+    d/dA = r x_{k-1}' + Q^-1 (Cov(x_k, x_{k-1}) - A Cov(x_{k-1})), d/dQ = (rr' + Q^-1 Cov(w) Q^-1 - Q^-1)/2.
+    """
+    found = factor(chain)
+    mean = found.mean()
+    residuals = found.residuals(mean)
+    cov, cross = found.covariances()
+    _, r0, _, r = residuals
+    P0_inv, Q_inv, A = found.P0_inv, found.Q_inv, chain.A
+    # what the series and the steps share is summed over the steps first: the matrix products are then few
+    shared = chain.n > 1 and chain.A.shape[1] == chain.Q.shape[1] == 1
+    here, before, lag = cov[:, 1:], cov[:, :-1], cross
+    if shared:
+        here, before, lag = (x.sum(1, keepdim=True) for x in (here, before, lag))
+    gap = lag - A @ before  # Cov(w_k, x_{k-1})
+    spread = here - lag @ A.mT - A @ gap.mT
+    by_A = outer_over_time(r, mean[:, :-1], shared) + Q_inv @ gap
+    steps = chain.n if shared else 1
+    by_Q = (outer_over_time(r, r, shared) + Q_inv @ spread @ Q_inv - steps * Q_inv) / 2
+    by_P0 = (outer(r0, r0) + P0_inv @ cov[:, 0] @ P0_inv - P0_inv) / 2
+    by_H = second_moments(chain.H, mean, cov) / -2
+    derivatives = (r0, by_P0, by_A, r, by_Q, by_H, mean, torch.ones_like(chain.c))
+    return found.log_evidence(mean, residuals), derivatives

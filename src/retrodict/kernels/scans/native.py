@@ -1,0 +1,56 @@
+"""Plain loops over time, compiled by numba where it is installed (the extra ``fast``).
+
+A kernel is an ordinary module-level function on NumPy arrays that treats one series.  `compiled` replaces the kernels
+of a module by their compiled forms on first use (numba looks globals up when it compiles, so kernels may call each
+other), keeps the machine code on disk, and `each` runs a kernel over series on as many threads as torch may use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import optional_import
+
+
+@cache
+def installed() -> bool:
+    """Whether numba is there."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def compiled(module: dict[str, Any], names: Sequence[str]) -> None:
+    """Replace the functions ``names`` of a module's globals by compiled ones, once."""
+    if hasattr(module[names[0]], "py_func"):
+        return
+    numba: Any = optional_import("numba", "fast")
+    for name in names:
+        module[name] = numba.njit(cache=True, nogil=True, error_model="numpy")(module[name])
+
+
+def each(kernel: Callable[..., None], series: int, *arrays: np.ndarray) -> None:
+    """``kernel(*(array[i] for each array))`` for every series i; a leading axis of one is shared."""
+
+    def run(i: int) -> None:
+        kernel(*(array[i if array.shape[0] > 1 else 0] for array in arrays))
+
+    threads = min(torch.get_num_threads(), series)
+    if threads == 1:
+        for i in range(series):
+            run(i)
+        return
+    run(0)  # compiles, if it must, before the threads start
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, range(1, series)))
+
+
+def array(x: Tensor) -> np.ndarray:
+    """The tensor's memory as a contiguous array, detached."""
+    return np.ascontiguousarray(x.detach().numpy())
