@@ -4,14 +4,18 @@
 """
 
 import retrodict.inference.exact  # noqa: F401  (registers its methods)
+from retrodict.inference.guided import GuidedPosterior
 from retrodict.inference.models import StateSpace
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, Method, condition_model, methods, register
 from retrodict.inference.problem import Problem
 from retrodict.inference.results import Marginals, Paths
+from retrodict.inference.sde import SDE
 
 __all__ = [
+    "SDE",
     "Conditioned",
+    "GuidedPosterior",
     "Marginals",
     "Method",
     "Observed",

@@ -2,7 +2,7 @@
 
 Every choice gives unbiased estimates; a good one gives even weights.
 
-* "auto": "brownian" or "regress", whichever gives pilot paths the more even weights, series by series.
+* "auto": "regress", or "brownian" where that gives pilot paths clearly more even weights, series by series.
 * "regress": mean and covariance of each step regressed on weighted pilot paths, the first ones under Brownian
   guidance, and again on the paths that this gives (iterated statistical linearisation).
 * "linearise": Jacobians along a nominal path, the guided path without noise, and again along the path that this gives
@@ -31,6 +31,7 @@ from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes
 from retrodict.particles import ess
 
 _KNOWN = ("auto", "regress", "linearise", "brownian")
+_DOUBT = 1.5  # few pilots flatter an auxiliary without drift, whose weights have heavy tails
 _PILOTS = 128  # paths for a regression
 Potentials = Callable[[Tensor], tuple[Message, dict[int, Pin]]]  # of a nominal path (S, n+1, d)
 
@@ -117,7 +118,7 @@ def _regressed(
         if careful or _ + 1 < rounds:
             paths, log_w = pilot(chosen, path)
         if careful:
-            better = ess(log_w) > evenness
+            better = ess(log_w) > evenness / _DOUBT
             best, evenness = _where(better, chosen, best), torch.maximum(evenness, ess(log_w))
             centre = torch.where(better[:, None, None], path, centre)
     return best, centre
