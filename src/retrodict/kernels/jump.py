@@ -152,11 +152,16 @@ class Jump(Kernel):
             return Finite(uniformised(self.rates, float(self.dt), eye).log())
         return Finite(safe_log(transition_matrix(self.rates.double(), self.dt)))
 
+    @property
+    def log_p(self) -> Tensor:
+        """The log of the transition table, as of a `Finite` kernel."""
+        return self.finite.log_p
+
     def draw(self, noise: Noise, shape: tuple[int, ...]) -> Tensor:
         return noise.uniform(shape)
 
     def step(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.finite.step(x, z) if self.method == "expm" else _pick(self._rows(x), z)
+        return self.finite.step(x, z) if self.method == "expm" else pick_by_weight(self._rows(x), z)
 
     def log_prob(self, x: Tensor, y: Tensor, event: int | None = None) -> Tensor:
         if self.method == "expm":
@@ -210,7 +215,7 @@ class _Guided(Kernel):
 
     def step(self, x: Tensor, z: Tensor) -> Tensor:
         top = self.h.log_h.amax(-1, keepdim=True).clamp_min(-1e300)
-        return _pick(self.jump._rows(x) * (self.h.log_h - top).exp(), z)
+        return pick_by_weight(self.jump._rows(x) * (self.h.log_h - top).exp(), z)
 
     def push(self, law: Categorical) -> Categorical:
         """The belief one step later, through ``h' -> h``: divide by the earlier message, push, multiply by h."""
@@ -221,7 +226,7 @@ class _Guided(Kernel):
         return Categorical(joint - torch.logsumexp(joint, -1, keepdim=True))
 
 
-def _pick(weights: Tensor, z: Tensor) -> Tensor:
+def pick_by_weight(weights: Tensor, z: Tensor) -> Tensor:
     """The index at which the cumulative share of ``weights (..., S)`` passes ``z (...)``."""
     cumulative = weights.cumsum(-1)
     return (z.unsqueeze(-1) * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
