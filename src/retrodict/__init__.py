@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from retrodict.data import Data, load_data
     from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
     from retrodict.denoisers.diffusers import from_diffusers
-    from retrodict.inference import Observed, StateSpace
+    from retrodict.inference import JumpProcess, Observed, StateSpace
     from retrodict.particles import Population
     from retrodict.processes import (
         DDPM,
@@ -50,6 +50,7 @@ __all__ = [
     "Guidance",
     "Guided",
     "Interpolant",
+    "JumpProcess",
     "Masked",
     "Observed",
     "Plan",
@@ -85,6 +86,7 @@ _HOMES = {
     "Product": "retrodict.denoisers",
     "Thresholded": "retrodict.denoisers",
     "from_diffusers": "retrodict.denoisers.diffusers",
+    "JumpProcess": "retrodict.inference",
     "Observed": "retrodict.inference",
     "StateSpace": "retrodict.inference",
     "Population": "retrodict.particles",

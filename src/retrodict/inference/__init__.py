@@ -5,6 +5,7 @@
 
 import retrodict.inference.exact  # noqa: F401  (registers its methods)
 from retrodict.inference.guided import GuidedPosterior
+from retrodict.inference.jumps import JumpPaths, JumpProcess
 from retrodict.inference.models import StateSpace
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, Method, condition_model, methods, register
@@ -16,6 +17,8 @@ __all__ = [
     "SDE",
     "Conditioned",
     "GuidedPosterior",
+    "JumpPaths",
+    "JumpProcess",
     "Marginals",
     "Method",
     "Observed",
