@@ -122,3 +122,10 @@ def test_regrid_keeps_the_solver():
 def test_bad_grids_say_what_is_wrong(grid, message):
     with pytest.raises(InputError, match=message):
         rd.plan("ddim", rd.VP(), grid=grid, steps=3 if isinstance(grid, str) else None)
+
+
+@pytest.mark.parametrize("grid", ["leading", "linspace", "trailing"])
+def test_a_discrete_grid_ends_at_the_clean_end_only(grid):
+    assert rd.plan("ddim", rd.VP(), grid=grid, steps=3).nfe == 3
+    with pytest.raises(InputError, match="ends at the clean end"):
+        rd.plan("ddim", rd.VP(), grid=grid, steps=3, end=0.2)

@@ -258,6 +258,8 @@ def make_levels(grid: Any, path: Process, steps: int, start: float = 1.0, end: f
     if isinstance(grid, Times):
         times = np.array(grid.values)
         return levels_at(path, times, clean=end is None and times[-1] == 0)
+    if isinstance(grid, _Discrete) and end is not None:
+        raise InputError(f"grid {grid.name!r} ends at the clean end, not at {end:g}; give times for another end")
     if not isinstance(path, GaussianPath) or not path.scalar:
         if isinstance(grid, _InLevel):
             raise InputError(f"grid {grid.name!r} needs a Gaussian path with scalar coefficients; use 'uniform'")
