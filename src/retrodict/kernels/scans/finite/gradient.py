@@ -9,12 +9,12 @@ from torch import Tensor
 
 from retrodict.kernels.scans.finite import loop
 from retrodict.kernels.scans.finite.chain import FiniteChain
-from retrodict.kernels.scans.finite.passes import Logs, Route, Scaled, Underflow
+from retrodict.kernels.scans.finite.passes import Logs, Route, Scaled, Underflow, needs_gradient
 
 
 def with_gradient(route: Route, chain: FiniteChain) -> Tensor:
     """Log evidence ``(S,)`` by ``route``; gradients by Fisher's identity, of first and higher order."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in chain.tensors):
+    if needs_gradient(chain):
         return _Evidence.apply(route, *chain.tensors)  # type: ignore[return-value]
     return route.filter(chain)[1]
 

@@ -15,21 +15,20 @@ EVERY = 16  # steps between divisions
 
 
 def forward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
-    """Filtered probabilities ``(S, n+1, K)`` and the log evidence of the first nodes ``(S, n+1)``."""
+    """Filtered probabilities ``(S, n+1, K)`` and the log evidence ``(S,)``."""
     g, top = chain.scaled()
     a = chain.p0 * g[:, 0]
     offset = torch.zeros_like(top[:, 0])
-    found, offsets = [a], [offset]
+    found = [a]
     for k in range(1, chain.n + 1):
         if k % EVERY == 0:
             total = a.sum(-1)
             a, offset = a / total.unsqueeze(-1), offset + total.log()
         a = (a.unsqueeze(-2) @ chain.step(k)).squeeze(-2) * g[:, k]
         found.append(a)
-        offsets.append(offset)
     alpha = torch.stack(found, 1)
     total = alpha.sum(-1)
-    return alpha / total.unsqueeze(-1), total.log() + torch.stack(offsets, 1) + top.cumsum(1)
+    return alpha / total.unsqueeze(-1), total[:, -1].log() + offset + top.sum(1)
 
 
 def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
+from retrodict.kernels.scans import native
 from retrodict.kernels.scans.finite import loop
 from retrodict.kernels.scans.finite.chain import FiniteChain
 
@@ -32,6 +33,14 @@ class Recursion(Protocol):
     def forward(self, chain: FiniteChain) -> tuple[Tensor, Tensor]: ...
 
     def backward(self, chain: FiniteChain) -> tuple[Tensor, Tensor]: ...
+
+
+class Paths(Protocol):
+    """A module with the two walks along paths, as in `loop`."""
+
+    def viterbi(self, chain: FiniteChain) -> tuple[Tensor, Tensor]: ...
+
+    def draw(self, chain: FiniteChain, w: Tensor, u: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,27 @@ class Route:
         raise NotImplementedError
 
     def viterbi(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
-        return loop.viterbi(chain)
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Scaled(Route):
-    """On scaled probabilities, from the two recursions of a module."""
+    """On scaled probabilities, from the two recursions of a module; ``paths`` has its Viterbi and draws."""
 
     recursion: Recursion
+    paths: Paths = loop
+    native: bool = False  # runs outside torch: on the CPU and without autograd
+
+    def refuses(self, chain: FiniteChain, verb: str) -> str | None:
+        if not self.native:
+            return None
+        if self.name == "numba" and not native.installed():
+            return "numba is not installed; pip install 'retrodict[fast]'"
+        if chain.log_g.device.type != "cpu":
+            return "it runs on the CPU"
+        if verb in ("filter", "smooth", "messages") and needs_gradient(chain):
+            return "its gradients are those of the evidence only"
+        return None
 
     def _forward(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
         alpha, total = self.recursion.forward(chain)
@@ -82,7 +104,7 @@ class Scaled(Route):
 
     def filter(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
         alpha, total = self._forward(chain)
-        return alpha, total[:, -1]
+        return alpha, total
 
     def smooth(self, chain: FiniteChain, pairs: str | None) -> tuple[Tensor, Tensor, Tensor | None]:
         alpha, total = self._forward(chain)
@@ -95,7 +117,7 @@ class Scaled(Route):
             else:
                 joint = before.unsqueeze(-1) * chain.P * w.unsqueeze(-2)
                 joint = joint.sum(1) if pairs == "sum" else joint
-        return _normalised(alpha * beta), total[:, -1], joint
+        return _normalised(alpha * beta), total, joint
 
     def score(self, chain: FiniteChain) -> tuple[Tensor, tuple[Tensor, ...]]:
         alpha, total = self._forward(chain)
@@ -106,7 +128,7 @@ class Scaled(Route):
             by_P = (before.mT @ w).unsqueeze(1)
         else:
             by_P = before.unsqueeze(-1) * w.unsqueeze(-2)
-        return total[:, -1], (by_p0, by_P, _normalised(alpha * beta))
+        return total, (by_p0, by_P, _normalised(alpha * beta))
 
     def messages(self, chain: FiniteChain) -> Tensor:
         beta, scale = self._backward(chain)
@@ -116,7 +138,15 @@ class Scaled(Route):
         beta, scale = self._backward(chain)
         g, _ = chain.scaled()
         _possible(chain, torch.log((chain.p0 * g[:, 0] * beta[:, 0]).sum(-1)) + scale[:, 0])
-        return loop.draw(chain, g * beta, u)
+        return self.paths.draw(chain, g * beta, u)
+
+    def viterbi(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
+        return self.paths.viterbi(chain)
+
+
+def needs_gradient(chain: FiniteChain) -> bool:
+    """Whether autograd has to see the computation."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in chain.tensors)
 
 
 def _normalised(p: Tensor) -> Tensor:
@@ -232,6 +262,9 @@ class Logs(Route):
     def messages(self, chain: FiniteChain) -> Tensor:
         beta, scale = self._backward(chain)
         return chain.log_g + beta + scale.unsqueeze(-1)
+
+    def viterbi(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
+        return loop.viterbi(chain)
 
     def draw(self, chain: FiniteChain, u: Tensor) -> Tensor:
         self._forward(chain)  # names an impossible node

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from retrodict.core.errors import InputError
 from retrodict.core.registry import Registry
-from retrodict.kernels.scans.finite import loop
+from retrodict.kernels.scans.finite import blocks, compiled, loop, parallel, plain
 from retrodict.kernels.scans.finite.chain import FiniteChain
 from retrodict.kernels.scans.finite.passes import Logs, Route, Scaled
 
 ROUTES: Registry[Route] = Registry("route")
 ROUTES.add("loop", value=Scaled("loop", loop))
+ROUTES.add("numpy", value=Scaled("numpy", plain, native=True))
+ROUTES.add("blocks", value=Scaled("blocks", blocks))
+ROUTES.add("scan", value=Scaled("scan", parallel))
+ROUTES.add("numba", value=Scaled("numba", compiled, compiled, native=True))
 ROUTES.add("log", value=Logs("log"))
 
 

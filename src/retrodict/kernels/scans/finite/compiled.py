@@ -1,0 +1,153 @@
+"""The recursions of `loop` as compiled loops, one series a call, series on threads; also draws and the best path."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrodict.kernels.scans.finite.chain import FiniteChain
+from retrodict.kernels.scans.native import array, compiled, each
+
+KERNELS = ("forward_one", "backward_one", "viterbi_one", "draw_one")
+
+
+def forward_one(p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
+    """Filtered probabilities, and the log of the product of their divisors in ``total[0]``."""
+    nodes, K = g.shape
+    logs = 0.0
+    for k in range(nodes):
+        a = alpha[k]
+        if k:
+            Pk, before = P[min(k - 1, P.shape[0] - 1)], alpha[k - 1]
+            for j in range(K):
+                a[j] = 0.0
+            for i in range(K):
+                x = before[i]
+                for j in range(K):
+                    a[j] += x * Pk[i, j]
+        else:
+            for j in range(K):
+                a[j] = p0[j]
+        s = 0.0
+        for j in range(K):
+            a[j] *= g[k, j]
+            s += a[j]
+        logs += math.log(s) if s > 0.0 else -math.inf
+        s = 1.0 / s
+        for j in range(K):
+            a[j] *= s
+    total[0] = logs
+
+
+def backward_one(P, g, beta, scale):  # type: ignore[no-untyped-def]
+    """Backward messages with largest entry one, and the logs of their factors; P holds transposed matrices."""
+    nodes, K = g.shape
+    for j in range(K):
+        beta[nodes - 1, j] = 1.0
+    scale[nodes - 1] = 0.0
+    for k in range(nodes - 1, 0, -1):
+        Pk, after, b = P[min(k - 1, P.shape[0] - 1)], beta[k], beta[k - 1]
+        for i in range(K):
+            b[i] = 0.0
+        for j in range(K):
+            x = after[j] * g[k, j]
+            for i in range(K):
+                b[i] += x * Pk[j, i]
+        most = 0.0
+        for i in range(K):
+            most = max(most, b[i])
+        scale[k - 1] = scale[k] + (math.log(most) if most > 0.0 else -math.inf)
+        most = 1.0 / most
+        for i in range(K):
+            b[i] *= most
+
+
+def viterbi_one(log_p0, log_P, log_g, path, log_prob):  # type: ignore[no-untyped-def]
+    """The most probable path and its log probability."""
+    nodes, K = log_g.shape
+    origin = np.zeros((nodes, K), dtype=np.int64)
+    best, new = np.empty(K), np.empty(K)
+    for j in range(K):
+        best[j] = log_p0[j] + log_g[0, j]
+    for k in range(1, nodes):
+        Pk, came = log_P[min(k - 1, log_P.shape[0] - 1)], origin[k]
+        for j in range(K):
+            new[j] = -math.inf
+        for i in range(K):
+            x = best[i]
+            for j in range(K):
+                y = x + Pk[i, j]
+                if y > new[j]:
+                    new[j] = y
+                    came[j] = i
+        for j in range(K):
+            best[j] = new[j] + log_g[k, j]
+    state = 0
+    for j in range(1, K):
+        if best[j] > best[state]:
+            state = j
+    log_prob[0] = best[state]
+    path[nodes - 1] = state
+    for k in range(nodes - 1, 0, -1):
+        state = origin[k, state]
+        path[k - 1] = state
+
+
+def draw_one(p0, P, w, u, path):  # type: ignore[no-untyped-def]
+    """Paths from uniforms ``(nodes, draws)`` by inversion of the guided rows; path is ``(nodes, draws)``."""
+    nodes, K = w.shape
+    cumulative = np.empty(K)
+    for m in range(u.shape[1]):
+        state = 0
+        for k in range(nodes):
+            row = P[min(k - 1, P.shape[0] - 1), state] if k else p0
+            total = 0.0
+            for j in range(K):
+                total += row[j] * w[k, j]
+                cumulative[j] = total
+            limit = u[k, m] * total
+            state = 0
+            while state < K - 1 and limit >= cumulative[state]:
+                state += 1
+            path[k, m] = state
+
+
+def forward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
+    """Filtered probabilities ``(S, n+1, K)`` and the log evidence ``(S,)``."""
+    compiled(globals(), KERNELS)
+    scaled, top = chain.scaled()
+    g = array(scaled)
+    alpha, total = np.empty_like(g), np.empty((len(g), 1))
+    each(forward_one, len(g), array(chain.p0), array(chain.P), g, alpha, total)
+    return torch.from_numpy(alpha), torch.from_numpy(total[:, 0]) + top.sum(1)
+
+
+def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
+    """``beta (S, n+1, K)`` with largest entry one, and ``scale (S, n+1)``."""
+    compiled(globals(), KERNELS)
+    scaled, top = chain.scaled()
+    g = array(scaled)
+    beta, scale = np.empty_like(g), np.empty(g.shape[:2])
+    each(backward_one, len(g), array(chain.P.mT), g, beta, scale)
+    return torch.from_numpy(beta), torch.from_numpy(scale) + top.flip(1).cumsum(1).flip(1) - top
+
+
+def viterbi(chain: FiniteChain) -> tuple[Tensor, Tensor]:
+    """The most probable path ``(S, n+1)`` and its log joint probability ``(S,)``; ties go to the lower state."""
+    compiled(globals(), KERNELS)
+    log_g = array(chain.log_g)
+    path, log_prob = np.empty(log_g.shape[:2], dtype=np.int64), np.empty((len(log_g), 1))
+    each(viterbi_one, len(log_g), array(chain.p0.log()), array(chain.P.log()), log_g, path, log_prob)
+    return torch.from_numpy(path), torch.from_numpy(log_prob[:, 0])
+
+
+def draw(chain: FiniteChain, w: Tensor, u: Tensor) -> Tensor:
+    """Posterior paths from uniforms ``(m, S, n+1)`` and ``w (S, n+1, K)``: potentials times backward messages."""
+    compiled(globals(), KERNELS)
+    uniforms = array(u.permute(1, 2, 0))
+    path = np.empty(uniforms.shape, dtype=np.int64)
+    each(draw_one, len(path), array(chain.p0), array(chain.P), array(w), uniforms, path)
+    return torch.from_numpy(path).permute(2, 0, 1)
