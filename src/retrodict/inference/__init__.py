@@ -3,7 +3,8 @@
 `posterior` has the table of methods; every route of this room registers itself there when it is imported.
 """
 
-import retrodict.inference.exact  # noqa: F401  (registers its methods)
+import retrodict.inference.exact
+import retrodict.inference.extended  # noqa: F401  (they register their methods)
 from retrodict.inference.guided import GuidedPosterior
 from retrodict.inference.jumps import JumpPaths, JumpProcess
 from retrodict.inference.models import StateSpace

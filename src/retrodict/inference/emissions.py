@@ -62,9 +62,14 @@ class LinearEmission(Emission):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (self.L @ x.double().unsqueeze(-1)).squeeze(-1) + self.b, self.R
 
+    @property
+    def varies(self) -> bool:
+        """Whether it has axes of series or observations."""
+        return (self.L.ndim, self.b.ndim, self.R.ndim) != (2, 1, 2)
+
     def at(self, index: tuple[Any, ...]) -> LinearEmission:
         """The emission of the observations ``index`` (series, number) where it varies with them."""
-        if self.L.ndim == 2 and self.b.ndim == 1 and self.R.ndim == 2:
+        if not self.varies:
             return self
         pick = lambda v, own: v if v.ndim == own else _pick(v, index)  # noqa: E731
         return LinearEmission(pick(self.L, 2), pick(self.b, 1), pick(self.R, 2))

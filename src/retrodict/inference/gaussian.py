@@ -61,6 +61,13 @@ def rows_of(problem: Problem, emission: LinearEmission) -> Rows:
     m = emission.L.shape[-2]
     if y.shape[-1] != m:
         raise InputError(f"y has {y.shape[-1]} coordinates and the observation law {m}")
+    for name, value, own in (("L", emission.L, 2), ("b", emission.b, 1), ("R", emission.R, 2)):
+        lead = value.shape[: value.ndim - own]
+        if lead and bool(seen.any()) and (lead[0] not in (1, y.shape[0]) or lead[-1] not in (1, y.shape[1])):
+            raise InputError(
+                f"the observation law's {name} varies over {tuple(lead)} (series, observations) and y over "
+                f"{tuple(y.shape[:2])}; each axis is 1 or agrees"
+            )
     slots = problem.slots  # (S, n+1, r)
     S, nodes, r = slots.shape
     series, slot = torch.arange(S)[:, None, None], slots.clamp_min(0)
@@ -89,7 +96,8 @@ def _at_slots(emission: LinearEmission, series: Tensor, slot: Tensor) -> tuple[T
             return value[None, None, None]
         if value.shape[1] == 1:
             return value[:, :, None]
-        return value[series if value.shape[0] > 1 else torch.zeros_like(series), slot]
+        # data without observations (a forecast) may be longer than what varies: its rows count for nothing
+        return value[series if value.shape[0] > 1 else torch.zeros_like(series), slot.clamp_max(value.shape[1] - 1)]
 
     return place(emission.L, 2), place(emission.b, 1), place(emission.R, 2)
 
@@ -174,6 +182,8 @@ class GaussianPosterior(Conditioned):
     """A linear-Gaussian chain conditioned on data: everything in closed form.
 
     Args:
+        steps: ``(A, b, Q)`` with leading axes ``(S|1, n|1)``.
+        seen: the linear emission of the observations, or the whole chain where they entered as potentials.
         rebuild: the builder, for forecasts: ``(model, data) -> GaussianPosterior``.
         route: of the chain: "auto", "loop", "scan", ...
     """
@@ -184,15 +194,18 @@ class GaussianPosterior(Conditioned):
         self,
         problem: Problem,
         steps: tuple[Tensor, Tensor, Tensor],
-        emission: LinearEmission,
+        seen: LinearEmission | GaussianChain,
         rebuild: Callable[[StateSpace, Any], GaussianPosterior],
         route: str = "auto",
         words: str = "Kalman filter and smoother",
     ) -> None:
         super().__init__(problem.model, problem.data)
-        self.problem, self.steps, self.emission, self.rebuild = problem, steps, emission, rebuild
-        self.rows = rows_of(problem, emission)
-        self.chain, self.moved = build_chain(problem, steps, self.rows)
+        self.problem, self.steps, self.rebuild = problem, steps, rebuild
+        if isinstance(seen, GaussianChain):
+            self.emission, self.chain, self.moved = None, seen, False
+        else:
+            self.emission = seen
+            self.chain, self.moved = build_chain(problem, steps, rows_of(problem, seen))
         self._route, self.route = route, words
         if route != "auto":
             gaussian.ROUTES[route]  # raises on an unknown name
@@ -233,9 +246,13 @@ class GaussianPosterior(Conditioned):
 
     def smooth(self) -> Marginals:
         """Rauch-Tung-Striebel smoother."""
+        return self._marginals(*self.smoothed_nodes())
+
+    def smoothed_nodes(self) -> tuple[Tensor, Tensor]:
+        """Smoothed means ``(S, n+1, d)`` and covariances at all nodes, those between observations too."""
         found = gaussian.smooth(self.chain, self._route)
         self._ran("smooth", found.route)
-        return self._marginals(found.mean, found.cov)
+        return found.mean, found.cov
 
     def sample(self, n: int, seed: int = 0) -> Paths:
         """Independent draws of the whole path; ``innovations (n, S, n_nodes, d)`` are the normals that drove them."""
@@ -246,26 +263,29 @@ class GaussianPosterior(Conditioned):
         return Paths(x, x.new_zeros(n, self.problem.S), self.data.times, z, self.data.axis, self.data.single)
 
     def forecast(self, times: Any, of: str = "state") -> Marginals:
+        """Laws at later times; of="observation" needs an observation law that does not vary with time."""
+        if of not in ("state", "observation"):
+            raise InputError(f"forecast of is 'state' or 'observation', got {of!r}")
+        own = self.problem.emission
+        if of == "observation" and isinstance(own, LinearEmission) and own.varies:
+            raise InputError("the observation law varies with time and is not known ahead; forecast of='state'")
         mean, cov = self._filtered
         last = self.problem.real.sum(1) - 1
         series = torch.arange(self.problem.S)
         law = Gaussian(mean[series, last], Lin.dense(cov[series, last]))
         model, data = forecast_data(self.model, self.data, law, times)
-        ahead = self.rebuild(model, data)
-        return ahead._forecast(of)
+        return self.rebuild(model, data)._forecast(of, self.exact)
 
-    def _forecast(self, of: str) -> Marginals:
+    def _forecast(self, of: str, exact: bool) -> Marginals:
         mean, cov = (self.problem.at_observations(v) for v in self._filtered)
         if of == "observation":
-            L, c, R = self.emission.L, self.emission.b, self.emission.R
-            if L.ndim > 2 or c.ndim > 1 or R.ndim > 2:
-                raise InputError("the observation law varies with time and is not known ahead; forecast of='state'")
-            mean, cov = (L @ mean.unsqueeze(-1)).squeeze(-1) + c, L @ cov @ L.mT + R
+            law = self._observation_law("forecast of='observation'")
+            mean, cov = (law.L @ mean.unsqueeze(-1)).squeeze(-1) + law.b, law.L @ cov @ law.L.mT + law.R
         return Marginals(
             self.data.times[:, 1:],
             mean[:, 1:],
             cov[:, 1:],
-            exact=self.exact,
+            exact=exact,
             axis=self.data.axis,
             single=self.data.single,
             what=of,
@@ -276,7 +296,7 @@ class GaussianPosterior(Conditioned):
         mean, cov = (self.problem.at_observations(v).nan_to_num() for v in self._predicted)
         y, seen = self.data.y, self.data.seen
         index = torch.arange(self.problem.S)[:, None], torch.arange(y.shape[1])[None]
-        own = self.emission.at(tuple(torch.broadcast_tensors(*index)))
+        own = self._observation_law("residuals").at(tuple(torch.broadcast_tensors(*index)))
         centre, R = own.moments(mean)
         spread = own.L @ cov @ own.L.mT + R
         keep = seen.to(torch.float64)
@@ -284,6 +304,11 @@ class GaussianPosterior(Conditioned):
         error = torch.where(seen, y - centre, 0.0)
         white = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), error.unsqueeze(-1), upper=False)
         return torch.where(seen, white.squeeze(-1), float("nan"))
+
+    def _observation_law(self, verb: str) -> LinearEmission:
+        if self.emission is None:
+            raise InputError(f"the law of observation is not Gaussian given the state, and {verb} needs one that is")
+        return self.emission
 
     def _marginals(self, mean: Tensor, cov: Tensor) -> Marginals:
         mean, cov = (self.problem.at_observations(v) for v in (mean, cov))

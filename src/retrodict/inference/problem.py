@@ -22,6 +22,7 @@ from retrodict.inference.models import StateSpace, as_prior
 from retrodict.inference.observed import Observed
 from retrodict.inference.transitions import Arrays
 from retrodict.kernels import Kernel, LinearGaussian
+from retrodict.kernels.euler import NonLinearGaussian
 
 _WHOLE = 1e-6  # times this close to whole steps count as whole
 _MOST_NODES = 50_000_000
@@ -177,6 +178,19 @@ class Grouped(Kernel):
             y = kernel.step(chosen.flatten(0, 1), own)
             out.append((index, y.unflatten(0, chosen.shape[:2])))
         return _together(out, x)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(S, P, d)`` and covariance ``(S, P, d, d)`` of a Gaussian step from ``x (S, P, d)``."""
+        means, covs = [], []
+        for index, kernel in self.parts:
+            assert isinstance(kernel, NonLinearGaussian)
+            chosen = x[index]
+            flat = chosen.flatten(0, 1)
+            root = kernel.root_at(flat)
+            cov = (root @ root.mT).expand(len(flat), -1, -1)
+            means.append((index, kernel.mean(flat).unflatten(0, chosen.shape[:2])))
+            covs.append((index, cov.unflatten(0, chosen.shape[:2])))
+        return _together(means, x), _together(covs, x)
 
     def log_prob(self, x: Tensor, y: Tensor, event: int | None = None) -> Tensor:
         x, y = torch.broadcast_tensors(x, y)
