@@ -57,6 +57,7 @@ def prepare(
     exact: bool,
     pilot: Callable[[Guidance, int], tuple[Tensor, Tensor]],
     stretches: list[int] | None = None,
+    fixed: bool = False,
 ) -> Guidance:
     """Choose the auxiliary, filter backward, and make the guide.
 
@@ -65,6 +66,7 @@ def prepare(
         auxiliary: see the module; rounds: of re-linearisation.
         exact: messages from the exact transitions of the auxiliary diffusion, not its Euler steps.
         pilot: guided paths ``(n+1, S, P, d)`` and log-weights ``(S, P)``; one path is the one without noise.
+        fixed: the potentials do not depend on the path.
         stretches: nodes beyond which the final messages do not look ahead; None: they see everything.
     """
 
@@ -82,13 +84,14 @@ def prepare(
     path = start[0].unsqueeze(1).expand(-1, steps.n + 1, -1)
     if not isinstance(auxiliary, str):
         chosen = _given(auxiliary, steps)
-        return settle(chosen, nominal(chosen, path), guide, last=True)
+        return settle(chosen, path if fixed else nominal(chosen, path), guide, last=True)
     if auxiliary not in _KNOWN:
         raise InputError(
             f"unknown auxiliary {auxiliary!r}; known: {', '.join(_KNOWN)}, a LinearSDE, arrays (A, b, Q)."
             f"{near(auxiliary, _KNOWN)}"
         )
-    path = nominal(brownian(steps, path), path)
+    if not (fixed and steps.shared_root is not None and auxiliary != "linearise"):  # else the path is of no use
+        path = nominal(brownian(steps, path), path)
     chosen = brownian(steps, path)
     if auxiliary == "linearise":
         for _ in range(rounds):
@@ -110,12 +113,12 @@ def _regressed(
     paths, log_w = pilot(chosen, path)
     best, centre = chosen, path
     evenness = ess(log_w)
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         chosen = _where(_finite(new := steps.regressed(paths, _tempered(log_w))), new, chosen)
         path = (torch.softmax(log_w, -1)[..., None] * paths).sum(2).movedim(0, 1)
         if not careful:
             best, centre = chosen, path
-        if careful or _ + 1 < rounds:
+        if careful or done < rounds:
             paths, log_w = pilot(chosen, path)
         if careful:
             better = ess(log_w) > evenness / _DOUBT

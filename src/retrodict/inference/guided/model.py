@@ -33,17 +33,17 @@ class Innovations:
     start: Tensor
     steps: Tensor
 
-    def blend(self, other: Innovations, rho: Tensor | float, shares: Tensor) -> Innovations:
-        """``rho z + sqrt(1 - rho^2) other``, with rho ``(n + 1)`` or a number (shares: sqrt(1 - rho^2))."""
-        rho = torch.as_tensor(rho)
-        tail = lambda v: v[1:] if v.ndim == 1 else v  # noqa: E731
-        r, s = tail(rho), tail(shares)
-        shape = (-1, 1, 1, 1) if rho.ndim == 1 else ()
-        head = (rho[0], shares[0]) if rho.ndim == 1 else (rho, shares)
-        return Innovations(
-            head[0] * self.start + head[1] * other.start,
-            r.reshape(shape) * self.steps + s.reshape(shape) * other.steps,
-        )
+    def blend(self, other: Innovations, rho: Tensor) -> Innovations:
+        """``rho z + sqrt(1 - rho^2) other``: standard normal again; rho ``(n + 1)``, of the start and of each step."""
+        share = (1 - rho**2).clamp_min(0).sqrt()
+        head = rho[0] * self.start + share[0] * other.start
+        rows = (-1, 1, 1, 1)
+        return Innovations(head, rho[1:].reshape(rows) * self.steps + share[1:].reshape(rows) * other.steps)
+
+    def where(self, which: Tensor, other: Innovations) -> Innovations:
+        """These for the particles ``which (S, N)``, the other ones elsewhere."""
+        which = which.unsqueeze(-1)
+        return Innovations(torch.where(which, self.start, other.start), torch.where(which, self.steps, other.steps))
 
 
 @dataclass
@@ -85,7 +85,7 @@ class GuidedModel(FeynmanKac):
         return prepare(
             self.steps, self.evidence.potentials, self.law0, self.auxiliary, WEIGHTS[self.weight], self.rounds,
             self.weight == "continuous", self._pilot,
-            self.bounds if self.stretches_only else None,
+            self.bounds if self.stretches_only else None, self.evidence.linear,
         )  # fmt: skip
 
     def _free(self) -> Guidance:

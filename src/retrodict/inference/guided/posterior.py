@@ -238,6 +238,7 @@ def conditioned_sde(
     y, seen = data.y, data.seen
 
     def make(keep: bool = True, stretches_only: bool = False) -> GuidedModel:
+        """The guided model, prepared."""
         evidence = Evidence(at, fine.n + 1, d, model.emission(d, data), y, seen)
         return GuidedModel(
             fine, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep
