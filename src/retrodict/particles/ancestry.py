@@ -50,13 +50,14 @@ class Genealogy:
         self.every = every
         self.x: list[Tensor] = []
         self.ancestors: list[Tensor] = []
-        self.log_w: Tensor | None = None
+        self.living: list[Tensor] = []  # how many of a layer's nodes are alive, (S,)
+        self.cut = 0  # layers that the last cut has seen
 
     def __call__(self, node: Node) -> None:
         self.x.append(node.x)
+        self.living.append(torch.full((len(node.x),), node.x.shape[1], device=node.x.device))
         if node.ancestors is not None:
             self.ancestors.append(node.ancestors)
-        self.log_w = node.log_w
         if node.k % self.every == 0:
             self.prune()
 
@@ -68,20 +69,24 @@ class Genealogy:
     def prune(self) -> None:
         """Cut what has no living descendants, from the present backward until a layer loses nothing."""
         for k in range(len(self.ancestors) - 1, -1, -1):
-            parents, layer = self.ancestors[k], self.x[k]
+            parents, layer, before = self.ancestors[k], self.x[k], self.living[k]
             S, width = parents.shape[0], layer.shape[1]
-            alive = torch.zeros((S, width), dtype=torch.bool, device=parents.device).scatter_(1, parents, True)
-            kept = int(alive.sum(1).max())
-            if kept == width:
-                return  # this layer and all before it are as the last cut left them
-            # the living first, in their order; series with fewer of them are filled up with dead ones
-            order = torch.sort(alive.to(torch.int8), dim=1, descending=True, stable=True).indices[:, :kept]
+            # a layer is as wide as its widest series; what fills the others up has no say
+            counted = torch.arange(parents.shape[1], device=parents.device) < self.living[k + 1].unsqueeze(1)
+            alive = torch.zeros((S, width), dtype=torch.int8, device=parents.device)
+            alive.scatter_reduce_(1, parents, counted.to(torch.int8), "amax")
+            self.living[k] = alive.sum(1)
+            if k < self.cut and bool((self.living[k] == before).all()):
+                break  # this layer and all before it are as the last cut left them
+            kept = int(self.living[k].max())
+            order = torch.sort(alive, dim=1, descending=True, stable=True).indices[:, :kept]  # the living first
             place = torch.zeros((S, width), dtype=torch.int64, device=parents.device)
             place.scatter_(1, order, torch.arange(kept, device=parents.device).expand(S, kept))
             self.ancestors[k] = place.gather(1, parents)
             self.x[k] = take(layer, order)
             if k:
                 self.ancestors[k - 1] = self.ancestors[k - 1].gather(1, order)
+        self.cut = len(self.ancestors)
 
     def trace(self, last: Tensor) -> Tensor:
         """The paths ``(S, P, n+1, ...)`` that end in the particles ``last (S, P)``."""

@@ -23,7 +23,7 @@ from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
 from retrodict.particles.ancestry import History, take
 from retrodict.particles.model import FeynmanKac
-from retrodict.particles.resampling import pick
+from retrodict.particles.resampling import Uniforms, pick
 
 #: Above so many particles draws go by rejection where the model has a bound.
 DENSE = 2000
@@ -44,33 +44,46 @@ def rows(model: FeynmanKac, k: int, x: Tensor, log_w: Tensor, y: Tensor) -> Iter
         yield part, log_backward(model, k, x, log_w, y[:, part])
 
 
-def draw_parents(
-    model: FeynmanKac,
-    k: int,
-    x: Tensor,
-    log_w: Tensor,
-    y: Tensor,
-    draws: int,
-    noise: Noise,
-    rejection: bool | None = None,
-) -> Tensor:
-    """Indices at node k-1, ``(S, P, draws)``, independent given ``y (S, P, ...)`` from the backward kernel.
+class Backward:
+    """Draws of parents from the backward kernel, node by node in either direction.
 
-    ``rejection``: True, False, or None for rejection above `DENSE` particles where the density has a bound.
+    Args:
+        model: for its transition density and its bound.
+        draws: independent parents of each child.
+        noise: one slot a series.
+        rejection: True, False, or None for rejection above `DENSE` particles where the density has a bound.
     """
-    bound = model.log_transition_bound(k) if rejection is not False else None
-    if rejection is True and bound is None:
-        raise InputError(
-            f"{type(model).__name__} has no bound of its transition density; draw with rejection=False (dense rows)"
-        )
-    if bound is None or (rejection is None and log_w.shape[1] <= DENSE):
-        return _draw_dense(model, k, x, log_w, y, noise.uniform((y.shape[1], draws)))
-    return _draw_by_rejection(model, k, x, log_w, y, draws, noise, bound)
+
+    def __init__(self, model: FeynmanKac, draws: int, noise: Noise, rejection: bool | None = None) -> None:
+        self.model, self.draws, self.noise, self.rejection = model, draws, noise, rejection
+        self._uniforms: Uniforms | None = None
+
+    def __call__(self, k: int, x: Tensor, log_w: Tensor, y: Tensor) -> Tensor:
+        """Indices at node k-1, ``(S, P, draws)``, given particles x with weights there and ``y (S, P, ...)`` at k."""
+        bound = self._bound(k, log_w.shape[1])
+        if self._uniforms is None:
+            rounds = 1 if bound is None else 2 * _rounds(log_w.shape[1]) + 1
+            self._uniforms = Uniforms(self.noise, (rounds, y.shape[1] * self.draws))
+        u = self._uniforms(k).to(x.device)
+        if bound is None:
+            u = u.view(len(u), y.shape[1], self.draws)
+            found = [pick(_relative(log_p), u[:, part]) for part, log_p in rows(self.model, k, x, log_w, y)]
+            return torch.cat(found, 1)
+        return _draw_by_rejection(self.model, k, x, log_w, y, self.draws, u, bound)
+
+    def _bound(self, k: int, particles: int) -> Tensor | None:
+        if self.rejection is False or (self.rejection is None and particles <= DENSE):
+            return None
+        bound = self.model.log_transition_bound(k)
+        if self.rejection and bound is None:
+            raise InputError(
+                f"{type(self.model).__name__} has no bound of its transition density; draw with rejection=False"
+            )
+        return bound
 
 
-def _draw_dense(model: FeynmanKac, k: int, x: Tensor, log_w: Tensor, y: Tensor, u: Tensor) -> Tensor:
-    found = [pick(_relative(log_p), u[:, part].to(x.device)) for part, log_p in rows(model, k, x, log_w, y)]
-    return torch.cat(found, 1)
+def _rounds(particles: int) -> int:
+    return min(32, 2 * math.isqrt(particles))
 
 
 def _relative(log_p: Tensor) -> Tensor:
@@ -78,32 +91,28 @@ def _relative(log_p: Tensor) -> Tensor:
 
 
 def _draw_by_rejection(
-    model: FeynmanKac, k: int, x: Tensor, log_w: Tensor, y: Tensor, draws: int, noise: Noise, bound: Tensor
+    model: FeynmanKac, k: int, x: Tensor, log_w: Tensor, y: Tensor, draws: int, u: Tensor, bound: Tensor
 ) -> Tensor:
     S, N = log_w.shape
     P = y.shape[1]
-    rounds = min(32, 2 * math.isqrt(N))
     weights = torch.softmax(log_w.double(), -1)
     targets = y.repeat_interleave(draws, 1)
     found = torch.zeros((S, P * draws), dtype=torch.int64, device=x.device)
     open_ = torch.ones_like(found, dtype=torch.bool)
-    for _ in range(rounds):
-        # every slot draws in every round: what a series draws must not depend on how others fare
-        u = noise.uniform((2, P * draws)).to(x.device)
+    for i in range(_rounds(N)):
         if not bool(open_.any()):
-            continue
-        proposed = pick(weights, u[:, 0])
+            break
+        proposed = pick(weights, u[:, 2 * i])
         log_m = model.log_transition(k, take(x, proposed), targets)
-        accepted = open_ & (torch.log(u[:, 1]) < log_m - bound.unsqueeze(1))
+        accepted = open_ & (torch.log(u[:, 2 * i + 1]) < log_m - bound.unsqueeze(1))
         found = torch.where(accepted, proposed, found)
         open_ &= ~accepted
-    u = noise.uniform((P * draws,)).to(x.device)
     for s, i in enumerate(open_):  # the rest gets dense rows, series by series
         left = i.nonzero().squeeze(1)
         for part in left.split(max(1, _CHUNK // (S * N))):
             spread = targets[:, part]  # densities belong to series: all are asked, one is used
             log_p = log_backward(model, k, x, log_w, spread)[s]
-            found[s, part] = pick(_relative(log_p), u[s, part].unsqueeze(-1)).squeeze(-1)
+            found[s, part] = pick(_relative(log_p), u[s, -1, part].unsqueeze(-1)).squeeze(-1)
     return found.view(S, P, draws)
 
 
@@ -111,11 +120,11 @@ def sample_paths(
     model: FeynmanKac, history: History, count: int, noise: Noise, *, rejection: bool | None = None
 ) -> Tensor:
     """Smoothed paths ``(S, count, n+1, ...)``, independent given the particles (FFBSi)."""
-    x = history.x
-    index = pick(history.log_w[-1].exp(), noise.uniform((count,)).to(x[-1].device))
+    x, draw = history.x, Backward(model, 1, noise, rejection)
+    index = pick(history.log_w[-1].exp(), noise.stream("last").uniform((count,)).to(x[-1].device))
     states = [take(x[-1], index)]
     for k in range(len(x) - 1, 0, -1):
-        drawn = draw_parents(model, k, x[k - 1], history.log_w[k - 1], states[-1], 1, noise, rejection).squeeze(-1)
+        drawn = draw(k, x[k - 1], history.log_w[k - 1], states[-1]).squeeze(-1)
         running = model.running(k)
         index = drawn if running is None else torch.where(running.to(drawn.device).unsqueeze(1), drawn, index)
         states.append(take(x[k - 1], index))

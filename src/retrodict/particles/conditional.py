@@ -83,7 +83,7 @@ def sweep(
     if isinstance(memory, History):
         path = sample_paths(model, memory, 1, draw)
     else:
-        last = pick(run.log_w.exp(), draw.uniform((1,)).to(run.x.device))
+        last = pick(run.log_w.exp(), draw.stream("last").uniform((1,)).to(run.x.device))
         path = memory.trace(last) if memory is not None else functional.path(last)  # type: ignore[union-attr]
     return Sweep(path.squeeze(1), None if term is None else functional.estimate, run)  # type: ignore[union-attr]
 

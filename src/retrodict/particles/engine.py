@@ -17,6 +17,7 @@ the sums that the evidence is made of are put together after the loop.  Anything
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +29,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError, NonFiniteError
 from retrodict.core.noise import Noise
 from retrodict.particles.model import FeynmanKac
-from retrodict.particles.resampling import pick, resamplers
-
-_BLOCK_NUMBERS = 1 << 18  # random numbers a series that are drawn at once
+from retrodict.particles.resampling import Uniforms, block_size, pick, resamplers
 
 
 class ParticlesDied(NonFiniteError):
@@ -176,14 +175,16 @@ class _Machine:
 
     def run(self) -> Run:
         model, moves = self.model, self.noise.stream("moves")
-        innovations, uniforms = self._innovations(moves), self._uniforms(self.noise.stream("resample"))
+        width = self.scheme.width(self.N, self.children) + int(self.ancestor_sampling)
+        uniforms = Uniforms(self.noise.stream("resample"), (width,), 1024)
+        innovations = self._innovations(moves)
         x, log_w = model.start(self.N, moves.stream("start"))
         before, ancestors, node = x, None, None
         log_w = self._freeze(0, x, x, log_w)
         for k in range(model.n + 1):
             if k:
                 before = x
-                parent, log_w, ancestors = self._select(k, x, log_w, next(uniforms))
+                parent, log_w, ancestors = self._select(k, x, log_w, uniforms(k))
                 x, increment = model.move(k, parent, next(innovations))
                 log_w = log_w + self._freeze(k, parent, x, increment)
             log_w = self._weigh(k, log_w, before)
@@ -194,6 +195,12 @@ class _Machine:
                 for observe in self.observers:
                     observe(node)
         return self._finish(x, log_w)
+
+    def _innovations(self, noise: Noise) -> Iterator[Any]:
+        # whole blocks, keyed by their number, as in `Uniforms`
+        size = block_size(self.N)
+        for block in itertools.count():
+            yield from self.model.draw(size, self.N, noise.stream(str(block)))
 
     def _weigh(self, k: int, log_w: Tensor, before: Tensor) -> Tensor:
         """Sums of the weights, and who is to be resampled; log-weights leave float range only to be recentred."""
@@ -220,21 +227,6 @@ class _Machine:
         self.norm.append(norm)
         self.redrawn.append(poor)
         return log_w
-
-    # -- random numbers in blocks ---------------------------------------------------------------------------
-
-    def _innovations(self, noise: Noise) -> Iterator[Any]:
-        # whole blocks, also at the end: what a series draws must not depend on how long the others are
-        size = max(1, min(64, _BLOCK_NUMBERS // self.N))
-        while True:
-            yield from self.model.draw(size, self.N, noise)
-
-    def _uniforms(self, noise: Noise) -> Iterator[Tensor]:
-        # drawn for every node, used or not: what a series draws must not depend on when others resample
-        width = self.scheme.width(self.N, self.children) + int(self.ancestor_sampling)
-        size = max(1, min(1024, _BLOCK_NUMBERS // width))
-        for first in range(1, self.model.n + 1, size):
-            yield from noise.uniform((min(size, self.model.n + 1 - first), width)).unbind(1)
 
     # -- resampling -----------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
 from retrodict.particles.ancestry import follow, take
-from retrodict.particles.backward import draw_parents, rows
+from retrodict.particles.backward import Backward, rows
 from retrodict.particles.engine import Node
 from retrodict.particles.model import FeynmanKac
 
@@ -41,7 +41,7 @@ class Additive:
         noise: where the draws of parents come from, one slot a series; only "paris" draws.
         draws: M, parents a particle.
         backward: "paris", "exact" or "tree".
-        rejection: as for `draw_parents`.
+        rejection: as for `Backward`.
         links: keep states and first parents, so that `path` can draw smoothed paths (memory O(n N)).
 
     Attributes:
@@ -70,7 +70,8 @@ class Additive:
         if links and backward != "paris":
             raise InputError(f"paths are drawn along PaRIS' parents; backward={backward!r} draws none")
         self.model, self.term, self.start = model, term, start
-        self.noise, self.draws, self.backward, self.rejection = noise, draws, backward, rejection
+        self.backward = backward
+        self.draw = Backward(model, draws, noise, rejection) if noise is not None else None
         self.links: list[Tensor] | None = [] if links else None
         self.states: list[Tensor] = []
         self.tau = torch.zeros(0)
@@ -101,10 +102,8 @@ class Additive:
         if self.backward == "tree":
             parents = ancestors.unsqueeze(-1)
         else:
-            assert self.noise is not None
-            parents = draw_parents(
-                self.model, node.k, before.x, before.log_w, node.x, self.draws, self.noise, self.rejection
-            )
+            assert self.draw is not None
+            parents = self.draw(node.k, before.x, before.log_w, node.x)
             if node.running is not None:
                 own = torch.arange(parents.shape[1], device=parents.device).view(1, -1, 1)
                 parents = torch.where(node.running.to(parents.device).view(-1, 1, 1), parents, own)

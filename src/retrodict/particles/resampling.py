@@ -15,13 +15,17 @@ Srinivasan (2001) and Gerber, Chopin and Whiteley (2019).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from retrodict.core.noise import Noise
 from retrodict.core.registry import Registry
+
+_BLOCK_NUMBERS = 1 << 18  # random numbers a series that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,29 @@ def pick(weights: Tensor, uniforms: Tensor) -> Tensor:
     # right=True and u < 1 keep weightless particles out; rounding must not run over the end
     found = torch.searchsorted(total, uniforms * total[..., -1:], right=True)
     return found.clamp_(max=weights.shape[-1] - 1)
+
+
+def block_size(numbers: int, most: int = 64) -> int:
+    """How many nodes' random numbers are drawn together, at so many numbers a node."""
+    return max(1, min(most, _BLOCK_NUMBERS // max(numbers, 1)))
+
+
+class Uniforms:
+    """Uniforms ``(S, *shape)`` for every node, drawn in whole blocks that are keyed by their number.
+
+    What a series draws at a node then depends neither on how long the other series are, nor on when they resample,
+    nor on how often the run was repeated with series of other lengths beside it.
+    """
+
+    def __init__(self, noise: Noise, shape: tuple[int, ...], most: int = 64) -> None:
+        self.noise, self.shape, self.size = noise, shape, block_size(math.prod(shape), most)
+        self.block, self.held = -1, torch.zeros(0)
+
+    def __call__(self, k: int) -> Tensor:
+        block, row = divmod(k, self.size)
+        if block != self.block:
+            self.block, self.held = block, self.noise.stream(str(block)).uniform((self.size, *self.shape))
+        return self.held[:, row]
 
 
 def _one(like: Tensor) -> Tensor:
