@@ -21,6 +21,7 @@ from retrodict.core.errors import InputError, InputTypeError, require
 from retrodict.kernels import Finite, Kernel, LinearGaussian
 
 _LOG_2PI = math.log(2 * math.pi)
+_SINGULAR = "the covariance of the observation is singular, so that its density is not finite; give noise > 0"
 
 
 class Emission:
@@ -31,13 +32,13 @@ class Emission:
     #: whether `moments` tells the whole law
     gaussian: bool = False
 
-    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
         """log density over the seen coordinates, with the leading axes of x and y broadcast.
 
         Args:
             x: ``(..., d)`` or integers ``(...)``.
             y: ``(..., m)`` or integers ``(...)``; any value in the support where not seen.
-            seen: as y, True where observed.
+            seen: as y, True where observed; None: all of it.
         """
         raise NotImplementedError
 
@@ -55,7 +56,7 @@ class LinearEmission(Emission):
     R: Tensor
     gaussian: bool = True
 
-    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
         mean, R = self.moments(x)
         return masked_normal(y - mean, R, seen)
 
@@ -88,7 +89,7 @@ class GaussianEmission(Emission):
     covariance: Callable[[Tensor], Tensor]
     gaussian: bool = True
 
-    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
         mean, R = self.moments(x)
         return masked_normal(y - mean, R, seen)
 
@@ -103,9 +104,10 @@ class LawEmission(Emission):
     f: Callable[[Tensor], Distribution]
     gaussian: bool = False
 
-    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
         law = self.f(x)
-        y, seen = (y, seen) if y.is_floating_point() else (y.double().unsqueeze(-1), seen.unsqueeze(-1))
+        if not y.is_floating_point():
+            y, seen = y.double().unsqueeze(-1), _row(y, seen)
         if isinstance(law, MultivariateNormal):
             return masked_normal(y - law.mean, law.covariance_matrix, seen)
         if isinstance(law, Independent):
@@ -114,8 +116,8 @@ class LawEmission(Emission):
             return _all_or_nothing(law.log_prob(y), seen, type(law).__name__)
         if len(law.batch_shape) == len(_lead(x)):  # one number a state
             require(y.shape[-1] == 1, f"the law of y is of one number and y has {y.shape[-1]} coordinates")
-            return torch.where(seen[..., 0], law.log_prob(y[..., 0]), 0.0)
-        return torch.where(seen, law.log_prob(y), 0.0).sum(-1)
+            return _where(None if seen is None else seen[..., 0], law.log_prob(y[..., 0]))
+        return _where(seen, law.log_prob(y)).sum(-1)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         return normal_moments(self.f(x), len(_lead(x))) if self.gaussian else None
@@ -127,8 +129,8 @@ class DensityEmission(Emission):
 
     f: Callable[[Tensor, Tensor], Tensor]
 
-    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-        return _all_or_nothing(self.f(x, y), seen if y.is_floating_point() else seen.unsqueeze(-1), "log density")
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
+        return _all_or_nothing(self.f(x, y), _row(y, seen), "log density")
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,12 @@ class TableEmission(Emission):
     log_p: Tensor
     categories: bool = True
 
-    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, y: Tensor, seen: Tensor | None = None) -> Tensor:
         if y.is_floating_point():
             raise InputError("the observation law is over categories; give y as integers (-1 is missing)")
         top = int(y.max())
         require(top < self.log_p.shape[-1], f"y has the category {top}; the observation law has {self.log_p.shape[-1]}")
-        return torch.where(seen, self.log_p[x, y], 0.0)
+        return _where(seen, self.log_p[x, y])
 
 
 # --- what the user may write ------------------------------------------------------------------------------------
@@ -210,20 +212,28 @@ def normal_moments(law: Distribution, lead: int) -> tuple[Tensor, Tensor] | None
     return mean, torch.diag_embed(variance)
 
 
-def masked_normal(residual: Tensor, R: Tensor, seen: Tensor) -> Tensor:
+def masked_normal(residual: Tensor, R: Tensor, seen: Tensor | None = None) -> Tensor:
     """log N(residual; 0, R) over the seen coordinates: ``residual (..., m)``, ``R (..., m, m)``, ``seen (..., m)``."""
-    keep = seen.to(residual.dtype)
-    residual = torch.where(seen, residual, 0.0)
-    if not bool(seen.all()):
+    m = residual.shape[-1]
+    if m == 1:
+        variance = R[..., 0, 0]
+        if not bool((variance > 0).all()):
+            raise InputError(_SINGULAR)
+        log_p = -0.5 * (residual[..., 0].square() / variance + variance.log() + _LOG_2PI)
+        return _where(None if seen is None else seen[..., 0], log_p)
+    count: Tensor | int = m
+    if seen is not None:
+        keep = seen.to(residual.dtype)
+        residual, count = torch.where(seen, residual, 0.0), keep.sum(-1)
         R = R * keep.unsqueeze(-1) * keep.unsqueeze(-2) + torch.diag_embed(1 - keep)
     root, info = torch.linalg.cholesky_ex(R)
     if bool((info != 0).any()):
-        raise InputError(
-            "the covariance of the observation is singular, so that its density is not finite; give noise > 0"
-        )
-    white = torch.linalg.solve_triangular(root, residual.unsqueeze(-1), upper=False).squeeze(-1)
+        raise InputError(_SINGULAR)
+    eye = torch.eye(m, dtype=root.dtype, device=root.device)
+    whiten = torch.linalg.solve_triangular(root, eye, upper=False)  # small; then one product serves every state
+    white = residual @ whiten.mT if whiten.ndim == 2 else (whiten @ residual.unsqueeze(-1)).squeeze(-1)
     logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * white.square().sum(-1) - logdet - 0.5 * _LOG_2PI * keep.sum(-1)
+    return -0.5 * white.square().sum(-1) - logdet - 0.5 * _LOG_2PI * count
 
 
 def _linear(kernel: LinearGaussian, probe: Tensor) -> LinearEmission:
@@ -283,11 +293,22 @@ def _lead(x: Tensor) -> torch.Size:
     return x.shape[:-1] if x.is_floating_point() else x.shape
 
 
-def _all_or_nothing(log_p: Tensor, seen: Tensor, what: str) -> Tensor:
+def _row(y: Tensor, seen: Tensor | None) -> Tensor | None:
+    """``seen`` with an axis of coordinates, which integers lack."""
+    return seen if seen is None or y.is_floating_point() else seen.unsqueeze(-1)
+
+
+def _where(seen: Tensor | None, log_p: Tensor) -> Tensor:
+    return log_p if seen is None else torch.where(seen, log_p, 0.0)
+
+
+def _all_or_nothing(log_p: Tensor, seen: Tensor | None, what: str) -> Tensor:
+    if seen is None:
+        return log_p
     whole, some = seen.all(-1), seen.any(-1)
     if bool((whole != some).any()):
         raise InputError(
             f"some coordinates of an observation are missing, and a {what} cannot drop them; give all or none of a "
             "time's coordinates, or a law that factorises (Independent) or is normal"
         )
-    return torch.where(whole, log_p, 0.0)
+    return _where(whole, log_p)

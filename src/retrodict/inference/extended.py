@@ -83,7 +83,8 @@ class Pass:
             if not problem.observed(k):
                 S, d = now[0].shape
                 return (now[1].new_zeros(S, d, d), now[0].new_zeros(S, d), now[0].new_zeros(S)), now
-            potential = taylor_potential(lambda x: problem.log_likelihood(k, x), place[0])
+            H, F, c = taylor_potential(lambda x: problem.log_likelihood(k, x), place[0].unsqueeze(1))
+            potential = H[:, 0], F[:, 0], c[:, 0]
             return potential, _tilt(now, potential)
         lines, after = [], now
         y, seen = problem.data.y, problem.data.seen

@@ -66,19 +66,21 @@ rules.add("unscented", value=unscented())
 
 
 def taylor_potential(log_g: Callable[[Tensor], Tensor], m: Tensor) -> Line:
-    """``(H, F, c)`` with ``log g(x) = c + F.x - x.Hx/2`` to second order at ``m (S, d)``; H is made semi-definite.
+    """``(H, F, c)`` with ``log g(x) = c + F.x - x.Hx/2`` to second order at ``m (..., d)``; H is made semi-definite.
 
     Args:
-        log_g: ``x (S, 1, d) -> (S, 1)``, each series by itself.
+        log_g: ``x (..., d) -> (...)``, each state by itself.
     """
-    beyond = log_g(m.unsqueeze(1)).requires_grad  # does it lead to parameters, and not only to x?
+    beyond = log_g(m).requires_grad  # does it lead to parameters, and not only to x?
     with torch.enable_grad():
         x = m if m.requires_grad else m.detach().clone().requires_grad_()
-        value = log_g(x.unsqueeze(1))[:, 0]
-        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        value = log_g(x)
+        slope = torch.zeros_like(x)
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
         if slope.requires_grad:
             rows = [
-                torch.autograd.grad(slope[:, i].sum(), x, create_graph=True, retain_graph=True, allow_unused=True)[0]
+                torch.autograd.grad(slope[..., i].sum(), x, create_graph=True, retain_graph=True, allow_unused=True)[0]
                 for i in range(m.shape[-1])
             ]
             H = -torch.stack([torch.zeros_like(x) if row is None else row for row in rows], -2)
@@ -87,8 +89,10 @@ def taylor_potential(log_g: Callable[[Tensor], Tensor], m: Tensor) -> Line:
     if not beyond:
         value, slope, H = value.detach(), slope.detach(), H.detach()
     H = (H + H.mT) / 2
-    spectrum, frame = torch.linalg.eigh(H.detach())
-    if bool((spectrum < 0).any()):  # a potential that is not log-concave: keep what is
+    if H.shape[-1] == 1:
+        H = H.clamp_min(0)
+    elif bool((torch.linalg.eigvalsh(H.detach()) < 0).any()):  # not log-concave: keep what is
+        spectrum, frame = torch.linalg.eigh(H.detach())
         H = (frame * spectrum.clamp_min(0).unsqueeze(-2)) @ frame.mT
     F = slope + _mv(H, m)
     return H, F, value - (slope * m).sum(-1) - 0.5 * (m * _mv(H, m)).sum(-1)

@@ -127,27 +127,38 @@ class Problem:
             columns.append(torch.where(some, y[..., c], y[..., c][some][0].detach() if bool(some.any()) else 1.0))
         return torch.stack(columns, -1), seen
 
+    @cached_property
+    def _rows(self) -> list[list[tuple[Emission, Tensor, Tensor | None]]]:
+        """For each node: ``(emission, y (S, 1, ...), seen or None for all)``, one entry an observation there."""
+        y, seen = self.filled
+        series, nodes = torch.arange(self.S), []
+        for k in range(self.n + 1):
+            rows = []
+            for slot in self.slots[:, k].unbind(-1):
+                present = slot >= 0
+                here = seen[series, slot] & (present[:, None] if seen.ndim == 3 else present)
+                if not bool(here.any()):
+                    continue
+                emission = self.emission
+                if isinstance(emission, LinearEmission):
+                    emission = emission.at((series[:, None], slot[:, None].clamp_min(0)))
+                rows.append((emission, y[series, slot][:, None], None if bool(here.all()) else here[:, None]))
+            nodes.append(rows)
+        return nodes
+
     def log_likelihood(self, k: int, x: Tensor) -> Tensor:
         """log density of everything seen at node k given states ``x (S, P, d)`` or ``(S, P)``: ``(S, P)``, float64."""
-        total = torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
-        y, seen = self.filled
-        series = torch.arange(self.S)
-        for slot in self.slots[:, k].unbind(-1):
-            if not bool((slot >= 0).any()):
-                continue
-            present = (slot >= 0)[:, None]
-            here = seen[series, slot] & (present if seen.ndim == 3 else present[:, 0])
-            if not bool(here.any()):
-                continue
-            emission = self.emission
-            if isinstance(emission, LinearEmission):
-                emission = emission.at((series[:, None], slot[:, None].clamp_min(0)))
-            total = total + emission.log_prob(x, y[series, slot][:, None], here[:, None])
-        return total
+        rows = self._rows[k]
+        if not rows:
+            return torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
+        total = rows[0][0].log_prob(x, *rows[0][1:])
+        for emission, y, seen in rows[1:]:
+            total = total + emission.log_prob(x, y, seen)
+        return total.double()
 
     def observed(self, k: int) -> bool:
         """Whether anything was seen at node k in any series."""
-        return bool((self.slots[:, k] >= 0).any())
+        return bool(self._rows[k])
 
     def at_observations(self, values: Tensor) -> Tensor:
         """Values at nodes ``(..., S, n+1, *)`` with the series axis at 0, read at observations: ``(S, N, *)``."""
