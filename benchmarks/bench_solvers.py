@@ -167,6 +167,7 @@ tests, on every process, and what is absent is checked to be really absent.
 | variance | the noise of a stochastic plan keeps the marginal variance under a constant denoiser |
 | order | errors fall with the declared power of the number of steps |
 | bridge | rows that depend on data are the process' bridge, which maps its one-time laws to each other |
+| reversal | with an exact posterior the law of the samples tends to the data's; discrete processes only |
 
 `yes*` holds for the defaults, and not for every option.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TokenBridge,
         Uniform,
     )
-    from retrodict.solvers import Plan, plan
+    from retrodict.solvers import Plan, Remask, plan
     from retrodict.verbs import Guidance, Samples, condition, filter, fit, load, sample, save, smooth
 
 __version__ = "0.1.0.dev0"
@@ -57,6 +57,7 @@ __all__ = [
     "Population",
     "Product",
     "RectifiedFlow",
+    "Remask",
     "Samples",
     "StateSpace",
     "SubVP",
@@ -104,6 +105,7 @@ _HOMES = {
     "VE": "retrodict.processes",
     "VP": "retrodict.processes",
     "Plan": "retrodict.solvers",
+    "Remask": "retrodict.solvers",
     "plan": "retrodict.solvers",
     "Guidance": "retrodict.verbs",
     "Samples": "retrodict.verbs",

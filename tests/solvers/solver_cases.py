@@ -99,8 +99,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
-    """``(solver, options)`` for every registered solver: its defaults and its variants."""
-    names = sorted({entry.name for _, entry in rd.solvers.solvers.items()})
+    """``(solver, options)`` for every registered solver of Gaussian paths: its defaults and its variants."""
+    names = sorted({entry.name for _, entry in rd.solvers.solvers.items() if not entry.discrete})
     return [(name, options) for name in names for options in [{}, *VARIANTS.get(name, [])]]
 
 

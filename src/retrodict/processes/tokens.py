@@ -117,6 +117,13 @@ class Masked(TokenBridge):
     def other(self, like: Tensor, x1: Tensor | None) -> Tensor:
         return torch.full_like(like, self.mask)
 
+    def at_time(
+        self, law: Categorical, x_t: Tensor, t: float | Tensor, s: float | Tensor, x1: Tensor | None = None
+    ) -> tuple[Categorical, Tensor]:
+        """A mask says nothing of the time at which it was seen: the law is the same at s."""
+        shown, masked = (leading((f(s) / f(t)).log().to(x_t.device), x_t.ndim) for f in (self.keep, self.hide))
+        return law, torch.where(self.hidden(x_t), masked, shown)
+
     def prior_log_p(self) -> Tensor:
         log_p = torch.full((self.classes,), -torch.inf, dtype=torch.float64)
         log_p[self.mask] = 0.0

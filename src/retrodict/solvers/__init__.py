@@ -7,11 +7,13 @@ from retrodict.solvers.builder import Builder
 from retrodict.solvers.grids import grids
 from retrodict.solvers.plan import Plan
 from retrodict.solvers.registry import Solver, alias, solver, solvers
+from retrodict.solvers.remask import Remask
 
 __all__ = [
     "Builder",
     "Plan",
     "Recorded",
+    "Remask",
     "Solver",
     "adaptive",
     "alias",

@@ -5,7 +5,7 @@ The table says what and when; the first line whose conditions hold is taken.
 ================================================  =============================================================
 where                                             what
 ================================================  =============================================================
-tokens, counts, paths with matrix coefficients    the process' own reverse step
+tokens, counts, paths with matrix coefficients    the process' own reverse step, on the process' own grid
 a population that carries weights                 first-order steps with all of the noise (eta = 1), since
                                                   weights need densities
 a path with two ends                              second-order Adams-Bashforth of the flow

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from retrodict.core.errors import InputError
-from retrodict.processes import GaussianPath, Process
+from retrodict.processes import Discrete, GaussianPath, Process
 from retrodict.solvers.builder import Builder
 from retrodict.solvers.grids import Grid, Times, as_grid, is_interpolant, levels_at, make_levels
 from retrodict.solvers.plan import Plan
@@ -63,7 +63,7 @@ def plan(
 def default_grid(entry: Solver, process: Process) -> Grid:
     """The solver's own grid, or one that suits a process without a log-SNR clock."""
     if not isinstance(process, GaussianPath) or not process.scalar:
-        return as_grid("uniform")
+        return as_grid(getattr(process, "grid", "uniform"))
     return as_grid("arcsine" if is_interpolant(process) else entry.grid)
 
 
@@ -124,7 +124,13 @@ def generate(
         raise InputError(
             f"solver {entry.name!r} needs noise that grows with t; on a path without noise at t = 1 use {able}"
         )
-    if entry.claims != ("bridge",) and not (isinstance(process, GaussianPath) and process.scalar):
+    if entry.discrete and not isinstance(process, Discrete):
+        raise InputError(f"solver {entry.name!r} is for discrete processes, got {type(process).__name__}")
+    if (
+        not entry.discrete
+        and entry.claims != ("bridge",)
+        and not (isinstance(process, GaussianPath) and process.scalar)
+    ):
         raise InputError(f"solver {entry.name!r} needs a Gaussian path with scalar coefficients; use 'step'")
     builder = Builder(process, levels, eta)
     times = tuple(levels.t.tolist())

@@ -38,11 +38,12 @@ class Builder:
 
     # -- emitting -------------------------------------------------------------------------------------------
 
-    def eval(self, x: int, level: int) -> int:
-        """Evaluate the denoiser on register x at a level; returns the evaluation's index k."""
+    def eval(self, x: int, level: int, clock: int | None = None) -> int:
+        """Evaluate the denoiser on register x at a level, or at the times in register ``clock``; returns the
+        evaluation's index k."""
         k = len(self._node)
         L = self.levels
-        self.code.append(Eval(k, x, float(L.t[level]), float(L.alpha[level]), float(L.sigma[level])))
+        self.code.append(Eval(k, x, float(L.t[level]), float(L.alpha[level]), float(L.sigma[level]), clock))
         self._node[k] = (x, level)
         return k
 
@@ -79,11 +80,13 @@ class Builder:
         self._level_of[register] = level
         return register
 
-    def call(self, name: str, x: int, k: int, source: int, target: int, **options: Any) -> int:
-        """Emit a data-dependent row from level ``source`` to ``target``."""
+    def call(
+        self, name: str, x: int, k: int, source: int, target: int, more: tuple[int, ...] = (), **options: Any
+    ) -> int:
+        """Emit a data-dependent row from level ``source`` to ``target``, which may read ``more`` registers."""
         register, self._registers = self._registers, self._registers + 1
         t, s = float(self.levels.t[source]), float(self.levels.t[target])
-        self.code.append(Call(register, name, x, k, t, s, options))
+        self.code.append(Call(register, name, x, k, t, s, options, more))
         self._level_of[register] = target
         return register
 

@@ -29,13 +29,13 @@ from retrodict.solvers.passes import last_uses
 from retrodict.solvers.plan import Call, Eval, Plan, Row
 from retrodict.solvers.runtime import NoiseRows
 
-#: Data-dependent rows: ``(denoiser, x, belief, call, noise, condition) -> x``.
+#: Data-dependent rows: ``(denoiser, x, belief, call, noise, condition, *more) -> x``, ``more`` the call's registers.
 calls: Registry[Callable[..., Tensor]] = Registry("data-dependent row")
 
 
 @dataclass
 class Run:
-    """What a run returns: the result, and for populations the weights and their story."""
+    """What a run returns: the result, for populations the weights and their story, and the denoiser calls made."""
 
     x: Tensor
     log_weights: Tensor | None = None
@@ -43,6 +43,7 @@ class Run:
     ess: list[Tensor] = field(default_factory=list)
     ancestors: Tensor | None = None
     trajectory: list[tuple[float, Tensor, Tensor]] = field(default_factory=list)
+    calls: int = 0
 
 
 def run(
@@ -101,6 +102,7 @@ class _Machine:
         self.result = Run(x)
         self.population = population
         self.previous: tuple[Eval, Belief] | None = None
+        self.answered: tuple[Tensor, Belief] | None = None
         self.log_ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.moved_with_noise = False
         if population is not None:
@@ -114,7 +116,7 @@ class _Machine:
     # -- instructions ---------------------------------------------------------------------------------------
 
     def evaluate(self, node: Eval) -> None:
-        belief = self.denoiser.belief(self.x[node.x], node.t, **self.condition)
+        belief = self.believe(node)
         self.beliefs[node.k] = belief
         if self.population is None:
             return
@@ -127,6 +129,18 @@ class _Machine:
         self.previous = (node, belief)
         self.log_ratio, self.moved_with_noise = torch.zeros_like(self.log_ratio), False
         self.maybe_resample()
+
+    def believe(self, node: Eval) -> Belief:
+        """The denoiser's answer; where it knows no time and the state is the one it was last asked about, that answer
+        again, which is bitwise what it would say."""
+        x = self.x[node.x]
+        if self.answered is not None and torch.equal(self.answered[0], x):
+            return self.answered[1]
+        t = node.t if node.clock is None else self.x[node.clock]
+        belief = self.denoiser.belief(x, t, **self.condition)
+        self.result.calls += 1
+        self.answered = (x, belief) if self.denoiser.timeless else None
+        return belief
 
     def move(self, row: Row) -> None:
         noisy = bool(row.z)
@@ -161,8 +175,9 @@ class _Machine:
     def call(self, instruction: Call) -> None:
         belief = self.beliefs[instruction.k]
         function = calls[instruction.name]
+        more = [self.x[r] for r in instruction.more]
         self.x[instruction.dst] = function(
-            self.denoiser, self.x[instruction.x], belief, instruction, self.noise, self.condition
+            self.denoiser, self.x[instruction.x], belief, instruction, self.noise, self.condition, *more
         )
         self.moved_with_noise = True
 
@@ -198,7 +213,7 @@ class _Machine:
     def _permute(self, index: Tensor) -> None:
         self.x = {r: v[index] for r, v in self.x.items()}
         self.beliefs = {k: b.take(index) for k, b in self.beliefs.items()}
-        self.ancestors = self.ancestors[index]
+        self.ancestors, self.answered = self.ancestors[index], None
         if self.previous is not None:
             self.previous = (self.previous[0], self.beliefs[self.previous[0].k])
 
@@ -256,19 +271,6 @@ def _end_snr(plan: Plan) -> float:
         return math.inf
     t = plan.times[-1]
     return _snr(float(plan.process.alpha(t)), float(plan.process.sigma(t)))  # type: ignore[attr-defined]
-
-
-@calls.register("reverse-step")
-def _reverse_step(
-    denoiser: Denoiser, x: Tensor, belief: Belief, call: Call, noise: Noise, condition: Mapping[str, Any]
-) -> Tensor:
-    """`Process.reverse_step`: the bridge pushes the belief."""
-    how = call.options["belief_as"]
-    if how == "auto":
-        how = "mean" if denoiser.process.state == "real" else "marginal"
-    return denoiser.process.reverse_step(
-        x, call.t, call.s, belief, call.options["eta"], noise.stream("rows"), condition.get("x1"), how
-    ).to(x.dtype)
 
 
 @calls.register("langevin")

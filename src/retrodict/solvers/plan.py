@@ -29,16 +29,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Eval:
-    """``D_k = denoiser(X_x, t)`` at noise level (alpha, sigma)."""
+    """``D_k = denoiser(X_x, t)`` at noise level (alpha, sigma); with a ``clock`` at the times in that register, one a
+    sample."""
 
     k: int
     x: int
     t: float
     alpha: float
     sigma: float
+    clock: int | None = None
 
     def reads(self) -> list[str]:
-        return [f"x{self.x}"]
+        return [f"x{self.x}"] if self.clock is None else [f"x{self.x}", f"x{self.clock}"]
 
     def writes(self) -> str:
         return f"d{self.k}"
@@ -68,7 +70,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Call:
-    """``X_dst = calls[name](X_x, belief k, noise, t, s, **options)``: a row that depends on data."""
+    """``X_dst = calls[name](X_x, belief k, noise, t, s, **options)``: a row that depends on data; it may read ``more``
+    registers."""
 
     dst: int
     name: str
@@ -77,9 +80,10 @@ class Call:
     t: float
     s: float
     options: dict[str, Any] = field(default_factory=dict)
+    more: tuple[int, ...] = ()
 
     def reads(self) -> list[str]:
-        return [f"x{self.x}", f"d{self.k}"]
+        return [f"x{self.x}", f"d{self.k}", *(f"x{r}" for r in self.more)]
 
     def writes(self) -> str:
         return f"x{self.dst}"
@@ -140,10 +144,11 @@ class Plan:
     def has_density(self) -> bool:
         """Whether every evaluated state comes from a step with fresh noise, so that importance weights exist.
 
-        Of rows that depend on data only the process' own reverse step has a density that is booked."""
+        Of rows that depend on data the moves of discrete processes and the process' own reverse step count: what is
+        drawn there is what the unsteered process draws, so that no ratio is booked."""
         last = max((i for i, c in enumerate(self.code) if isinstance(c, Eval)), default=-1)
         rows = [c for c in self.code[:last] if not isinstance(c, Eval)]
-        return bool(rows) and all(bool(c.z) if isinstance(c, Row) else c.name == "reverse-step" for c in rows)
+        return bool(rows) and all(bool(c.z) if isinstance(c, Row) else c.name != "langevin" for c in rows)
 
     @property
     def start_time(self) -> float:
@@ -152,7 +157,10 @@ class Plan:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return isinstance(other, Plan) and (self.code, self.out, self.times) == (other.code, other.out, other.times)
+        if not isinstance(other, Plan) or (self.out, self.times) != (other.out, other.times):
+            return False
+        # processes without a schedule have levels of NaN, which differ from themselves but print alike
+        return self.code == other.code or repr(self.code) == repr(other.code)
 
     def __hash__(self) -> int:
         return hash((self.out, self.times, len(self.code)))
@@ -247,7 +255,7 @@ class Plan:
         code = []
         for instruction in self.code:
             kind = next(k for k, v in _KINDS.items() if isinstance(instruction, v))
-            code.append({"kind": kind} | {k: v for k, v in vars(instruction).items() if v != {}})
+            code.append({"kind": kind} | {k: v for k, v in vars(instruction).items() if v not in ({}, (), None)})
         process = self.process.config() if self.process.can_save else None
         return {
             "format": FORMAT,
@@ -334,4 +342,6 @@ def _instruction(entry: dict[str, Any]) -> Instruction:
     for name in ("x", "d", "d1", "z"):
         if isinstance(entry.get(name), dict):
             entry[name] = {int(k): float(v) for k, v in entry[name].items()}
+    if "more" in entry:
+        entry["more"] = tuple(entry["more"])
     return _KINDS[kind](**entry)

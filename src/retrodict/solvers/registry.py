@@ -11,6 +11,7 @@ constant   a constant denoiser is integrated exactly (of a stochastic plan: the 
 variance   the noise that a stochastic plan adds keeps the marginal variance under a constant denoiser
 order      errors fall with the declared power of the number of steps
 bridge     rows that depend on data are the process' bridge, which maps its one-time laws to each other
+reversal   with an exact posterior the law of the samples tends to the data's; discrete processes only
 =========  ==============================================================================================
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 from retrodict.core.errors import InputError, near
 from retrodict.core.registry import Registry
 
-CLAIMS = ("constant", "variance", "order", "bridge")
+CLAIMS = ("constant", "variance", "order", "bridge", "reversal")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Solver:
         preset: options that this name fixes (of an alias).
         budget: ``(evaluations, options, to the clean end) -> (steps, derived options)``, where a number of steps alone
             does not say how to spend the evaluations.
+        discrete: whether it is for discrete processes only.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Solver:
     ends: int = 1
     preset: Mapping[str, Any] = field(default_factory=dict)
     budget: Callable[[int, Mapping[str, Any], bool], tuple[int, dict[str, Any]]] | None = None
+    discrete: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,12 +120,13 @@ def solver(
     without: Mapping[str, str] | None = None,
     ends: int = 1,
     budget: Any = None,
+    discrete: bool = False,
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Register a row generator under one or several names; the first is canonical."""
 
     def add(generate: Callable[..., int]) -> Callable[..., int]:
         share = (1.0 if eta == "always" else 0.0) if default_eta is None else default_eta
-        entry = Solver(names[0], generate, order, eta, share, grid, claims, without or {}, ends, {}, budget)
+        entry = Solver(names[0], generate, order, eta, share, grid, claims, without or {}, ends, {}, budget, discrete)
         solvers.add(*names, value=entry)
         return generate
 
@@ -136,13 +140,16 @@ def alias(name: str, of: str, **preset: Any) -> None:
 
 
 def _tabulated(value: Any) -> Any:
-    """A function of time becomes its values at 257 times from 0 to 1, so that a plan is data and can be saved.
+    """A function of time becomes its values at 257 times from 0 to 1, so that a plan is data and can be saved, and an
+    object with a configuration that.
 
     At the ends themselves, where rates of a path need not exist, the value just inside stands in.
     """
     if not callable(value):
-        return value
-    table = [float(value(i / 256)) for i in range(257)]
+        config = getattr(value, "config", None)
+        return value if config is None else config()
+    function: Any = value
+    table = [float(function(i / 256)) for i in range(257)]
     for i, inside in ((0, 1e-6), (256, 1 - 1e-6)):
-        table[i] = table[i] if math.isfinite(table[i]) else float(value(inside))
+        table[i] = table[i] if math.isfinite(table[i]) else float(function(inside))
     return tuple(table)

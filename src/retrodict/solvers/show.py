@@ -18,9 +18,11 @@ def lines(plan: Plan, digits: int = 4) -> list[list[str]]:
 
 def _line(c: Instruction, digits: int) -> list[str]:
     if isinstance(c, Eval):
-        return [f"D{c.k}", f"{c.t:.{digits}f}", f"denoiser(X{c.x}, t)"]
+        time = "t" if c.clock is None else f"X{c.clock}"
+        return [f"D{c.k}", f"{c.t:.{digits}f}", f"denoiser(X{c.x}, {time})"]
     if isinstance(c, Call):
-        return [f"X{c.dst}", f"{c.s:.{digits}f}", f"{c.name}(X{c.x}, D{c.k})"]
+        read = ", ".join([f"X{c.x}", f"D{c.k}", *(f"X{r}" for r in c.more)])
+        return [f"X{c.dst}", f"{c.s:.{digits}f}", f"{c.name}({read})"]
     return [f"X{c.dst}", f"{c.t:.{digits}f}", expression(c, digits)]
 
 

@@ -4,6 +4,7 @@ from retrodict.solvers.generators import (  # noqa: F401
     corrected,
     euler,
     first_order,
+    jumps,
     multistep,
     runge_kutta,
     singlestep,

@@ -1,4 +1,4 @@
-"""One evaluation a step: DDIM at any eta, DDPM, and the opaque step of processes without a linear row.
+"""One evaluation a step: DDIM at any eta, and DDPM.
 
 The family is ``x_s = alpha_s D + sigma_s (r eps + sqrt(1 - r^2) z)`` with r in [0, 1]:
 r = 1 is DDIM, ``r^2 = 1 - eta^2 (1 - e^{-2h})`` its stochastic form, and eta = 1 the DDPM posterior.
@@ -76,31 +76,4 @@ def ddpm(b: Builder, variance: str = "small") -> int:
         ratio = r * L.sigma[i + 1] / L.sigma[i]
         forward = L.sigma[i] ** 2 - (L.alpha[i] / L.alpha[i + 1]) ** 2 * L.sigma[i + 1] ** 2
         x = b.row(i + 1, {x: ratio}, {k: L.alpha[i + 1] - ratio * L.alpha[i]}, z=np.sqrt(forward))
-    return x
-
-
-@solver(
-    "step",
-    order=None,
-    eta="share",
-    grid="uniform",
-    claims=("bridge",),
-    ends=2,
-    without={
-        "constant": "rows are opaque; the process' own bridge is tested instead",
-        "order": "it depends on the process and on what of the belief is pushed",
-        "variance": "rows are opaque; the process' own bridge is tested instead",
-    },
-)
-def step(b: Builder, belief_as: str = "auto") -> int:
-    """The process' own reverse step: its bridge pushes the belief (any process; the default for tokens).
-
-    ``belief_as``: "mean", "gaussian", "marginal", "sample"; "auto" is the marginal for tokens, else the mean.
-    """
-    known = ("auto", "mean", "gaussian", "marginal", "sample")
-    require(belief_as in known, f"belief_as is one of {', '.join(known)}; got {belief_as!r}")
-    x = 0
-    for i in range(b.n):
-        k = b.eval(x, i)
-        x = b.call("reverse-step", x, k, i, i + 1, eta=b.eta, belief_as=belief_as)
     return x
