@@ -2,7 +2,19 @@
 
 from retrodict.inference.jumps.exact import Expected, JumpPosterior
 from retrodict.inference.jumps.guided import GuidedJumps
+from retrodict.inference.jumps.network import NetworkPosterior
 from retrodict.inference.jumps.paths import JumpPaths
 from retrodict.inference.jumps.process import JumpProcess
+from retrodict.inference.jumps.reactions import ReactionNetwork
+from retrodict.inference.jumps.truncated import BoxPosterior
 
-__all__ = ["Expected", "GuidedJumps", "JumpPaths", "JumpPosterior", "JumpProcess"]
+__all__ = [
+    "BoxPosterior",
+    "Expected",
+    "GuidedJumps",
+    "JumpPaths",
+    "JumpPosterior",
+    "JumpProcess",
+    "NetworkPosterior",
+    "ReactionNetwork",
+]
