@@ -65,6 +65,7 @@ class FinitePosterior(Conditioned):
     def _filtered(self) -> Tensor:
         found = finite.filter(self.chain, self._route)
         self._ran("filter", found.route)
+        self._know(found.log_evidence, self.chain.tensors)
         return found.probabilities
 
     def filter(self) -> Marginals:
@@ -75,6 +76,7 @@ class FinitePosterior(Conditioned):
         """Forward-backward recursion."""
         found = finite.smooth(self.chain, self._route)
         self._ran("smooth", found.route)
+        self._know(found.log_evidence, self.chain.tensors)
         return self._marginals(found.probabilities)
 
     def viterbi(self) -> Paths:

@@ -41,7 +41,7 @@ def forecast_data(model: StateSpace, data: Observed, law: Any, times: Any) -> tu
     shape = (*grid.shape, *data.y.shape[2:])
     blank = torch.full(shape, -1) if data.categories else torch.full(shape, float("nan"), dtype=torch.float64)
     later = copy.copy(data)
-    later.y, later.times = blank, grid
+    later.y, later.times, later.layouts = blank, grid, {}
     later.lengths = torch.full((len(data),), grid.shape[1])
     start = copy.copy(model)
     start.given = (law, *model.given[1:])

@@ -68,6 +68,8 @@ def rows_of(problem: Problem, emission: LinearEmission) -> Rows:
                 f"the observation law's {name} varies over {tuple(lead)} (series, observations) and y over "
                 f"{tuple(y.shape[:2])}; each axis is 1 or agrees"
             )
+    if problem.layout.plain and bool(seen.all()) and not emission.varies:  # nothing to lay out
+        return Rows(y, seen, emission.L[None, None], emission.b[None, None], emission.R[None, None])
     slots = problem.slots  # (S, n+1, r)
     S, nodes, r = slots.shape
     series, slot = torch.arange(S)[:, None, None], slots.clamp_min(0)
@@ -123,12 +125,17 @@ def build_chain(problem: Problem, steps: tuple[Tensor, Tensor, Tensor], rows: Ro
 
 def _potential(L: Tensor, u: Tensor, root: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``N(u; L x, root root')`` as ``(H, F, c)``; rows not seen are zero in L and u and unit in the root."""
-    white = torch.linalg.solve_triangular(root, L, upper=False)
-    v = torch.linalg.solve_triangular(root, u.unsqueeze(-1), upper=False)
-    H = white.mT @ white
-    F = (white.mT @ v).squeeze(-1)
+    whiten = torch.linalg.inv(root)  # small
+    rows = whiten @ L
+    H = rows.mT @ rows
+    if whiten.shape[:2] == (1, 1) and rows.shape[:2] == (1, 1):  # one matrix product for all times
+        v = u @ whiten[0, 0].mT
+        F = v @ rows[0, 0]
+    else:
+        v = (whiten @ u.unsqueeze(-1)).squeeze(-1)
+        F = (rows.mT @ v.unsqueeze(-1)).squeeze(-1)
     logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    c = -0.5 * v.square().sum((-2, -1)) - logdet - 0.5 * _LOG_2PI * seen.double().sum(-1)
+    c = -0.5 * v.square().sum(-1) - logdet - 0.5 * _LOG_2PI * seen.double().sum(-1)
     return H, F, c
 
 
@@ -219,6 +226,7 @@ class GaussianPosterior(Conditioned):
         """Filtered means and covariances at nodes."""
         found = gaussian.filter(self.chain, self._route)
         self._ran("filter", found.route)
+        self._know(found.log_evidence, self.chain.tensors)
         if not self.moved:
             return found.mean, found.cov
         # each node's potential belongs to the next observation: step from the node before instead
@@ -252,6 +260,7 @@ class GaussianPosterior(Conditioned):
         """Smoothed means ``(S, n+1, d)`` and covariances at all nodes, those between observations too."""
         found = gaussian.smooth(self.chain, self._route)
         self._ran("smooth", found.route)
+        self._know(found.log_evidence, self.chain.tensors)
         return found.mean, found.cov
 
     def sample(self, n: int, seed: int = 0) -> Paths:

@@ -72,6 +72,7 @@ class Observed:
         self.axis, self.times = _times(times, self.lengths)
         self.operator = _operator(operator, self)
         self.covariance = _covariance(noise, covariance, self)
+        self.layouts: dict[tuple[float | None, bool], Any] = {}  # filled by `layout_of`
         if missing == "error":
             self._refuse_missing()
 
@@ -97,7 +98,7 @@ class Observed:
         """Series ``s`` by itself."""
         n = int(self.lengths[s])
         alone = object.__new__(Observed)
-        alone.__dict__.update(self.__dict__, single=True, columns=self.columns)
+        alone.__dict__.update(self.__dict__, single=True, layouts={})
         alone.y, alone.times, alone.lengths = self.y[s : s + 1, :n], self.times[s : s + 1, :n], self.lengths[s : s + 1]
         return alone
 

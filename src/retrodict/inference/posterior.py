@@ -81,6 +81,11 @@ class Conditioned:
         runs = dict(pair.split(": ") for pair in rest.rstrip(")").split(", ")) if rest else {}
         self.route = f"{words} ({', '.join(f'{v}: {r}' for v, r in (runs | {verb: route}).items())})"
 
+    def _know(self, log_evidence: Tensor, inputs: tuple[Tensor, ...]) -> None:
+        """Keep the evidence that came with a pass, unless a gradient may be wanted of it (a cached property has it)."""
+        if not any(value.requires_grad for value in inputs):
+            self.__dict__.setdefault("log_evidence", log_evidence)
+
     def _cannot(self, verb: str) -> InputError:
         able = [m for m in methods if m != self.method]
         return InputError(

@@ -1,8 +1,8 @@
 """A model laid out on data: the nodes of each series, the kernels between them, the observations at them.
 
 *Nodes* 0..n are the distinct times of a series; ``t0`` where it lies before them; and, for a transition that is one
-step of unit length, every whole step between.  Observations that share a time share a node.  Shorter series are
-padded with nodes that nothing is seen at; they change no answer.
+step of unit length, every whole step between (`layout`).  Observations that share a time share a node.  Shorter
+series are padded with nodes that nothing is seen at; they change no answer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, require
+from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
 from retrodict.inference.emissions import Emission, GaussianEmission, LinearEmission, as_emission, matrix
+from retrodict.inference.layout import layout_of
 from retrodict.inference.models import StateSpace, as_prior
 from retrodict.inference.observed import Observed
 from retrodict.inference.transitions import Arrays
 from retrodict.kernels import Kernel, LinearGaussian
 from retrodict.kernels.euler import NonLinearGaussian
-
-_WHOLE = 1e-6  # times this close to whole steps count as whole
-_MOST_NODES = 50_000_000
 
 
 class Problem:
@@ -42,8 +40,9 @@ class Problem:
     def __init__(self, model: StateSpace, data: Observed) -> None:
         self.model, self.data = model, data
         self.emission = _emission(model, data)
-        self.times, self.real, self.at = _nodes(data, model.t0, model.transition.unit)
-        self.start, self.end = _steps(self.times, self.real)
+        self.layout = layout_of(data, model.t0, model.transition.unit)
+        self.times, self.real, self.at = self.layout.times, self.layout.real, self.layout.at
+        self.start, self.end = self.layout.start, self.layout.end
         self.prior = as_prior(model.given[0])[0]
 
     @property
@@ -98,22 +97,10 @@ class Problem:
 
     # -- observations ---------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def slots(self) -> Tensor:
         """``(S, n+1, r)``: numbers of the observations at each node, -1 where there are fewer than r."""
-        S, N = self.at.shape
-        earlier = self.at[:, :, None] == self.at[:, None, :] if N * N * S < 4e6 else None
-        if earlier is not None:
-            rank = earlier.tril(-1).sum(-1)
-        else:  # long data: count the run of equal nodes that each observation stands in
-            index = torch.arange(N).expand(S, N)
-            new = torch.cat([torch.ones(S, 1, dtype=torch.bool), self.at.diff(dim=1) != 0], 1)
-            rank = index - torch.where(new, index, 0).cummax(1).values
-        r = int(rank[self.at >= 0].max()) + 1
-        slots = torch.full((S, self.n + 1, r), -1)
-        s, j = (self.at >= 0).nonzero(as_tuple=True)
-        slots[s, self.at[s, j], rank[s, j]] = j
-        return slots
+        return self.layout.slots
 
     @cached_property
     def filled(self) -> tuple[Tensor, Tensor]:
@@ -162,6 +149,8 @@ class Problem:
 
     def at_observations(self, values: Tensor) -> Tensor:
         """Values at nodes ``(..., S, n+1, *)`` with the series axis at 0, read at observations: ``(S, N, *)``."""
+        if self.layout.plain and bool(self.real.all()):
+            return values
         out = values[torch.arange(values.shape[0])[:, None], self.at.clamp_min(0).expand(values.shape[0], -1)]
         blank = (self.at < 0).reshape(*self.at.shape, *(1,) * (out.ndim - 2))
         return out.masked_fill(blank, float("nan") if out.is_floating_point() else -1)
@@ -255,52 +244,3 @@ def _emission(model: StateSpace, data: Observed) -> Emission:
             )
         return LinearEmission(L, torch.zeros(m, dtype=torch.float64), R)
     return GaussianEmission(operator, lambda x: R)
-
-
-def _nodes(data: Observed, t0: float | None, unit: bool) -> tuple[Tensor, Tensor, Tensor]:
-    rows, places = [], []
-    for s in range(len(data)):
-        times = data.times[s, : int(data.lengths[s])]
-        if t0 is not None and t0 > float(times[0]):
-            raise InputError(f"t0 = {t0:g} lies after the first observation of series {s}, at {float(times[0]):g}")
-        nodes = times if t0 is None else torch.cat([torch.tensor([t0], dtype=torch.float64), times])
-        nodes, place = nodes.unique(return_inverse=True)
-        place = place if t0 is None else place[1:]
-        if unit:
-            nodes, place = _whole_steps(nodes, place, s)
-        rows.append(nodes)
-        places.append(place)
-    pad = torch.nn.utils.rnn.pad_sequence
-    counts = torch.tensor([len(r) for r in rows])
-    times = pad(rows, batch_first=True)
-    real = torch.arange(times.shape[1]) < counts[:, None]
-    last = torch.stack([r[-1] for r in rows])
-    return torch.where(real, times, last[:, None]), real, pad(places, batch_first=True, padding_value=-1)
-
-
-def _whole_steps(nodes: Tensor, place: Tensor, s: int) -> tuple[Tensor, Tensor]:
-    """Nodes at every unit step; a kernel without times is one step of unit length."""
-    gaps = nodes - nodes[0]
-    steps = gaps.round()
-    odd = (gaps - steps).abs() > _WHOLE * gaps.abs().clamp_min(1)
-    if bool(odd.any()):
-        k = int(odd.nonzero()[0])
-        raise InputError(
-            f"the transition is one kernel, a step of unit length, and the times {float(nodes[k - 1]):g} and "
-            f"{float(nodes[k]):g} of series {s} are not a whole number of steps apart; leave times out for one step "
-            "between observations, or give a transition with .kernel(s, t) or a callable (s, t) -> Kernel"
-        )
-    require(
-        float(steps[-1]) < _MOST_NODES, f"series {s} spans {float(steps[-1]):g} unit steps; give a (s, t) -> Kernel"
-    )
-    return nodes[0] + torch.arange(int(steps[-1]) + 1, dtype=torch.float64), steps.long()[place]
-
-
-def _steps(times: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Times of each step; at padding those of some real step, so that every kernel asked for exists."""
-    start, end = times[:, :-1].clone(), times[:, 1:].clone()
-    padding = ~real[:, 1:]
-    if bool(padding.any()):
-        s, k = (int(i) for i in real[:, 1:].nonzero()[0])
-        start[padding], end[padding] = times[s, k], times[s, k + 1]
-    return start, end
