@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,10 +16,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
-from retrodict.inference.emissions import Emission, as_emission
 from retrodict.inference.models import as_prior, leaves
-from retrodict.inference.observed import Observed
-from retrodict.inference.problem import _emission
 from retrodict.inference.results import Paths
 from retrodict.kernels.euler import EulerStep, NonLinearGaussian, dispersion, mv
 from retrodict.kernels.laws import Gaussian
@@ -62,14 +58,6 @@ class SDE:
     def parameters(self) -> Iterator[Tensor]:
         """Every tensor inside the laws that a gradient can reach."""
         yield from leaves((self.drift, self.diffusion, self.prior, self.observation))
-
-    def emission(self, d: int, data: Observed) -> Emission:
-        """The law of an observation given a state of d coordinates: the model's, or that the data bring."""
-        probe = torch.zeros(1, d, dtype=torch.float64)
-        own = None if self.observation is None else as_emission(self.observation, probe)
-        given = (self.prior, None, self.observation)
-        stand_in: Any = SimpleNamespace(emission=own, given=given, probe=probe, kind="real", size=d)
-        return _emission(stand_in, data)
 
     def kernel(self, s: float, t: float) -> NonLinearGaussian:
         """One Euler step from s to t: the transition of a `StateSpace`."""

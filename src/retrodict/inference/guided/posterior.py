@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
-from retrodict.inference.guided.evidence import Evidence
+from retrodict.inference.guided.evidence import Evidence, observation_law
 from retrodict.inference.guided.model import GuidedModel, Innovations
 from retrodict.inference.guided.steps import EulerGrid
 from retrodict.inference.models import as_prior
@@ -239,7 +239,7 @@ def conditioned_sde(
 
     def make(keep: bool = True, stretches_only: bool = False) -> GuidedModel:
         """The guided model, prepared."""
-        evidence = Evidence(at, fine.n + 1, d, model.emission(d, data), y, seen)
+        evidence = Evidence(at, fine.n + 1, d, observation_law(model.observation, d, data), y, seen)
         return GuidedModel(
             fine, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep
         )

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
-from retrodict.kernels.euler import dispersion, jacobian
+from retrodict.kernels.euler import dense, dispersion, jacobian
+from retrodict.kernels.kernel import Kernel
+from retrodict.kernels.linear_gaussian import LinearGaussian
 
 _RIDGE = 1e-12  # of the variance, added to it before a regression
 
@@ -162,3 +164,66 @@ class EulerGrid(Steps):
             return None
         rows = [self._dispersion(k, x) * self._scales[k] for k in range(self.n)]
         return torch.stack(torch.broadcast_tensors(*rows))
+
+
+class KernelSteps(Steps):
+    """Steps given as kernels: non-linear Gaussian or linear-Gaussian ones, for groups of series.
+
+    Args:
+        parts: for each step, pairs of an index of series and the kernel of their flattened states.
+        d: dimension of the state; series: S.
+    """
+
+    def __init__(self, parts: list[list[tuple[Any, Kernel]]], d: int, series: int) -> None:
+        self.parts, self.d, self.series, self.n = parts, d, series, len(parts)
+        kernels = [kernel for step in parts for _, kernel in step]
+        self.linear = all(isinstance(kernel, LinearGaussian) for kernel in kernels)
+        probe = torch.zeros(series, 2, d, dtype=torch.float64)
+        self.r = self._roots(0, probe).shape[-1] if self.n else d
+        # of linear kernels one root of each step serves all particles
+        self.shared_root = (
+            torch.stack([self._roots(k, probe) for k in range(self.n)]) if self.linear and self.n else None
+        )
+
+    def mean(self, k: int, x: Tensor) -> Tensor:
+        return self._each(k, x, lambda kernel, flat: kernel.mean(flat))  # type: ignore[attr-defined]
+
+    def root(self, k: int, x: Tensor) -> Tensor:
+        return self._roots(k, x) if self.shared_root is None else self.shared_root[k]
+
+    def along(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.linear:
+            return super().along(path)
+        eye = torch.eye(self.d, dtype=path.dtype).expand(self.series, self.d, self.d)
+        offset = torch.stack([self.mean(k, torch.zeros_like(eye[:, :1]))[:, 0] for k in range(self.n)], 1)
+        A = torch.stack([self.mean(k, eye).mT - offset[:, k, :, None] for k in range(self.n)], 1)
+        assert self.shared_root is not None
+        S = self.shared_root[:, :, 0].movedim(0, 1).expand(self.series, -1, -1, -1)
+        return (A @ path[:, :-1].unsqueeze(-1)).squeeze(-1) + offset, A, S @ S.mT
+
+    def _each(self, k: int, x: Tensor, f: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        parts = self.parts[k]
+        if len(parts) == 1:
+            return f(parts[0][1], x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        out = torch.empty_like(x)
+        for index, kernel in parts:
+            own = x[index]
+            out = out.index_put((index,), f(kernel, own.flatten(0, 1)).unflatten(0, own.shape[:2]))
+        return out
+
+    def _roots(self, k: int, x: Tensor) -> Tensor:
+        rows: list[Tensor | None] = [None] * self.series
+        for index, kernel in self.parts[k]:
+            numbers = range(self.series) if isinstance(index, slice) else index.tolist()
+            own = x[index]
+            if isinstance(kernel, LinearGaussian):
+                S = dense(kernel.factor().to(x.dtype), self.d)
+                S = S if S.ndim == 3 else S.unsqueeze(0)
+                S = S.unsqueeze(1).expand(len(numbers), 1, -1, -1) if S.shape[0] == 1 else S.unsqueeze(1)
+            else:
+                S = kernel.root_at(own.flatten(0, 1))  # type: ignore[attr-defined]
+                S = S.unsqueeze(0) if S.shape[0] == 1 else S.unflatten(0, own.shape[:2])
+                S = S.expand(len(numbers), *S.shape[1:])
+            for s, row in zip(numbers, S):
+                rows[s] = row
+        return torch.stack([row for row in rows if row is not None])
