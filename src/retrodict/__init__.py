@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from retrodict.data import Data, load_data
     from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
     from retrodict.denoisers.diffusers import from_diffusers
-    from retrodict.inference import JumpProcess, Observed, StateSpace
+    from retrodict.inference import SDE, JumpProcess, Observed, StateSpace, Tree
     from retrodict.particles import Population
     from retrodict.processes import (
         DDPM,
@@ -39,6 +39,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "DDPM",
     "EDM",
+    "SDE",
     "VE",
     "VP",
     "Anneal",
@@ -63,6 +64,7 @@ __all__ = [
     "SubVP",
     "Thresholded",
     "TokenBridge",
+    "Tree",
     "Uniform",
     "condition",
     "exact",
@@ -90,6 +92,8 @@ _HOMES = {
     "JumpProcess": "retrodict.inference",
     "Observed": "retrodict.inference",
     "StateSpace": "retrodict.inference",
+    "SDE": "retrodict.inference",
+    "Tree": "retrodict.inference",
     "Population": "retrodict.particles",
     "DDPM": "retrodict.processes",
     "EDM": "retrodict.processes",

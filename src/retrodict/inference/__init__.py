@@ -13,6 +13,7 @@ from retrodict.inference.posterior import Conditioned, Method, condition_model, 
 from retrodict.inference.problem import Problem
 from retrodict.inference.results import Marginals, Paths
 from retrodict.inference.sde import SDE
+from retrodict.inference.tree import Tree
 
 __all__ = [
     "SDE",
@@ -26,6 +27,7 @@ __all__ = [
     "Paths",
     "Problem",
     "StateSpace",
+    "Tree",
     "condition_model",
     "methods",
     "register",
