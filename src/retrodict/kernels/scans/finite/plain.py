@@ -1,4 +1,4 @@
-"""The recursions of `loop` in NumPy: no autograd, CPU only, and a third of the overhead a step."""
+"""The recursions and walks of `loop` in NumPy: no autograd, CPU only, and a third of the overhead a step."""
 
 from __future__ import annotations
 
@@ -69,3 +69,42 @@ def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
         offsets += np.log(most)
     after = top.flip(1).cumsum(1).flip(1) - top
     return torch.from_numpy(beta).transpose(0, 1), torch.from_numpy(offsets).T + after
+
+
+def viterbi(chain: FiniteChain) -> tuple[Tensor, Tensor]:
+    """The most probable path ``(S, n+1)`` and its log joint probability ``(S,)``; ties go to the lower state."""
+    log_g = np.ascontiguousarray(array(chain.log_g).swapaxes(0, 1))
+    log_P = array(chain.P.log())
+    last, series = log_P.shape[1] - 1, np.arange(log_g.shape[1])
+    best = np.empty_like(log_g)
+    np.add(array(chain.p0.log()), log_g[0], out=best[0])
+    sums = np.empty((*log_g.shape[1:], log_g.shape[2]))
+    for k in range(1, len(log_g)):
+        np.add(best[k - 1][:, :, None], log_P[:, min(k - 1, last)], out=sums)
+        np.max(sums, axis=1, out=best[k])
+        best[k] += log_g[k]
+    state = best[-1].argmax(-1)
+    log_prob = best[-1][series, state]
+    path = np.empty(log_g.shape[:2], dtype=np.int64)
+    path[-1] = state
+    own = series if len(log_P) > 1 else 0
+    for k in range(len(log_g) - 1, 0, -1):  # which origin was best is asked for along the path alone
+        state = (best[k - 1] + log_P[own, min(k - 1, last), :, state]).argmax(-1)
+        path[k - 1] = state
+    return torch.from_numpy(path).T, torch.from_numpy(log_prob)
+
+
+def draw(chain: FiniteChain, w: Tensor, u: Tensor) -> Tensor:
+    """Posterior paths from uniforms ``(m, S, n+1)`` and ``w (S, n+1, K)``: potentials times backward messages."""
+    weights, uniforms = array(w), array(u.permute(2, 0, 1))
+    P = array(chain.P)
+    last, own = P.shape[1] - 1, np.arange(len(weights)) if len(P) > 1 else 0
+    path = np.empty(uniforms.shape, dtype=np.int64)
+    rows = np.broadcast_to(array(chain.p0), weights[:, 0].shape)
+    for k in range(len(path)):
+        if k:
+            rows = P[own, min(k - 1, last), path[k - 1]]
+        cumulative = (rows * weights[:, k]).cumsum(-1)
+        limit = uniforms[k][..., None] * cumulative[..., -1:]
+        path[k] = (limit >= cumulative[..., :-1]).sum(-1)
+    return torch.from_numpy(path).permute(1, 2, 0)

@@ -25,6 +25,7 @@ __all__ = [
     "Filtered",
     "GaussianChain",
     "Smoothed",
+    "candidates",
     "draw",
     "evidence",
     "filter",

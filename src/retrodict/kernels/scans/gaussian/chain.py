@@ -76,6 +76,11 @@ class GaussianChain:
         return self.F.shape[2]
 
     @property
+    def own(self) -> int:
+        """How many series have matrices of their own: S, or 1 if P0, A, Q and H are shared."""
+        return max(x.shape[0] for x in (self.P0, self.A, self.Q, self.H))
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """``(m0, P0, A, b, Q, H, F, c)``."""
         return self.m0, self.P0, self.A, self.b, self.Q, self.H, self.F, self.c

@@ -1,4 +1,15 @@
-"""The routes by name, what each can do, and the table behind ``route="auto"``."""
+"""The routes by name, what each can do, and the table behind ``route="auto"``.
+
+The table is from measurements on CPU cores (``bench_inference_exact``), first line that applies:
+
+    numba installed, CPU, no autograd *, d up to 24                      numba
+    CPU, no autograd *, invertible P0 and Q; not filter, not messages    cholesky
+    16 steps or more, and d^2 (series with their own matrices) up to
+    1,024 or a device other than the CPU                                 scan
+    else                                                                 loop
+
+* The gradient of the evidence needs no autograd.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +151,8 @@ ROUTES.add("numba", value=Compiled("numba", compiled))
 def candidates(chain: GaussianChain, verb: str, route: str = "auto") -> list[Route]:
     """The route of the name, or for "auto" the routes of the table, best first; the last one takes every chain."""
     if route == "auto":
-        names = ["cholesky", "loop" if chain.n < 32 else "scan"]
+        deep = chain.n >= 16 and (chain.F.device.type != "cpu" or chain.own * chain.d**2 <= 1024)
+        names = ["numba"] * (chain.d <= 24) + ["cholesky", "scan" if deep else "loop"]
         return [ROUTES[name] for name in names if not ROUTES[name].refuses(chain, verb)]
     found = ROUTES[route]
     reason = found.refuses(chain, verb)
