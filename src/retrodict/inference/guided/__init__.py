@@ -6,7 +6,8 @@ methods that users name.  (van der Meulen and Schauer, "Automatic backward filte
 processes and graphical models", 2020.)
 """
 
+from retrodict.inference.guided.chains import bffg
 from retrodict.inference.guided.model import GuidedModel, Innovations
 from retrodict.inference.guided.posterior import GuidedPosterior
 
-__all__ = ["GuidedModel", "GuidedPosterior", "Innovations"]
+__all__ = ["GuidedModel", "GuidedPosterior", "Innovations", "bffg"]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
-from retrodict.kernels.euler import dense, dispersion, jacobian
+from retrodict.kernels.euler import dense, dispersion, jacobian, mv
 from retrodict.kernels.kernel import Kernel
 from retrodict.kernels.linear_gaussian import LinearGaussian
+from retrodict.kernels.scans.gaussian.algebra import root
 
 _RIDGE = 1e-12  # of the variance, added to it before a regression
 
@@ -164,6 +165,27 @@ class EulerGrid(Steps):
             return None
         rows = [self._dispersion(k, x) * self._scales[k] for k in range(self.n)]
         return torch.stack(torch.broadcast_tensors(*rows))
+
+
+class LinearSteps(Steps):
+    """``x' ~ N(A_k x + b_k, Q_k)`` from arrays ``(S|1, n|1, ...)``: linear chains seen through other laws."""
+
+    def __init__(self, arrays: tuple[Tensor, Tensor, Tensor], n: int, series: int) -> None:
+        A, b, Q = arrays
+        d = A.shape[-1]
+        self.n, self.d, self.r, self.series = n, d, d, series
+        self.A, self.b, self.Q = A.expand(series, n, d, d), b.expand(series, n, d), Q.expand(series, n, d, d)
+        self.shared_root = root(Q).expand(series, n, d, d).movedim(1, 0).unsqueeze(2)
+
+    def mean(self, k: int, x: Tensor) -> Tensor:
+        return mv(self.A[:, k, None], x) + self.b[:, k, None]
+
+    def root(self, k: int, x: Tensor) -> Tensor:
+        assert self.shared_root is not None
+        return self.shared_root[k]
+
+    def along(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (self.A @ path[:, :-1].unsqueeze(-1)).squeeze(-1) + self.b, self.A, self.Q
 
 
 class KernelSteps(Steps):
