@@ -68,7 +68,7 @@ class Kernel:
 
     def log_prob(self, x: Any, y: Any, event: int | None = None) -> Tensor:
         """log density of y given x over the last ``event`` axes; leading axes broadcast."""
-        raise NotImplementedError
+        raise InputTypeError(f"{type(self).__name__} has no density: it can only be sampled")
 
     def push(self, law: Any) -> Any:
         """The law of y when x follows ``law``."""

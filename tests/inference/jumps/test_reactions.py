@@ -168,7 +168,7 @@ def test_wrong_input_is_refused():
 
     counted = queue(observation=counts)
     data = Observed([[2.0], [3.0]], [0.5, 1.0])
-    with pytest.raises(InputError, match="guiding needs y = L x"):
+    with pytest.raises(InputError, match="guiding needs one y = L x"):
         condition_model(counted, data, "guided")
     assert condition_model(counted, data).method == "bootstrap"
     linear = queue(observation=LinearGaussian(torch.ones(1, 1), 0.0, 0.5))

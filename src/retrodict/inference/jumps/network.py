@@ -34,6 +34,8 @@ from retrodict.particles import FeynmanKac, Genealogy, Node, smc
 from retrodict.particles.ancestry import Moments
 
 _LEAST = 0.02  # the guided rate is never below this share of the true one, so that no weight explodes
+_UNSEEN = 1e12  # the variance of a coordinate that was not seen: it bends nothing
+_TINY = 1e-9
 _REFRESH = 8  # rates are made anew at least so many times between observations
 
 
@@ -62,49 +64,49 @@ class NetworkParticles(FeynmanKac):
         problem = self.problem
         tau = torch.where(problem.real[:, k], problem.end[:, k - 1] - problem.start[:, k - 1], 0.0)
         generator = torch.Generator().manual_seed(z)
-        propose = self._conditioned(k) if self.guided and problem.observed(k) else _as_it_is
-        refresh = _REFRESH if self.guided else 0
+        propose = self._conditioned(k) if self.guided and problem.observed(k) else None
+        refresh = _REFRESH if propose is not None else 0
         x, log_ratio = run_events(self.network, x, tau[:, None].expand(x.shape[:2]), generator, propose, refresh)
         return x, log_ratio + problem.log_likelihood(k, x)
 
     def _conditioned(self, k: int) -> Any:
-        L, y, R = self._next_observation(k)
-        LV = L @ self.network.changes.T  # (S, m, reactions)
+        emission, (y, R) = self.problem.emission, self._next_observation(k)
+        assert isinstance(emission, LinearEmission)  # `not_linear` made sure of it
+        L, V = emission.L, emission.L @ self.network.changes.T  # (m, d), (m, R)
+        pairs = (V.unsqueeze(0) * V.unsqueeze(1)).flatten(0, 1).T  # (R, m m): one product for all particles
 
-        def propose(x: Tensor, left: Tensor, a: Tensor) -> Tensor:
-            mean = (L.unsqueeze(1) @ (x + (a @ self.network.changes) * left.unsqueeze(-1)).unsqueeze(-1)).squeeze(-1)
-            spread = (LV.unsqueeze(1) * (a * left.unsqueeze(-1)).unsqueeze(-2)) @ LV.mT.unsqueeze(1) + R.unsqueeze(1)
-            pull = _solve(spread, y.unsqueeze(1) - mean)
-            bent = a * (1 + (pull.unsqueeze(-2) @ LV.unsqueeze(1)).squeeze(-2))
+        def propose(row: Tensor, x: Tensor, left: Tensor, a: Tensor) -> Tensor:
+            counts = a * left.unsqueeze(-1)
+            mean = (x + counts @ self.network.changes) @ L.T + emission.b
+            spread = (counts @ pairs).unflatten(-1, (len(L), len(L))) + R[row]
+            bent = a * (1 + _solve(spread, y[row] - mean) @ V)
             return torch.maximum(bent, _LEAST * a)
 
         return propose
 
-    def _next_observation(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``L (S, m, d)``, ``y (S, m)``, ``R (S, m, m)`` of the first observation at node k; blank where unseen."""
+    def _next_observation(self, k: int) -> tuple[Tensor, Tensor]:
+        """``y (S, m)`` and ``R (S, m, m)`` of the first observation at node k; what was not seen is very noisy."""
         problem, series = self.problem, torch.arange(self.series)
-        emission = problem.emission
-        assert isinstance(emission, LinearEmission)  # `not_linear` made sure of it
         slot = problem.slots[:, k, 0]
-        emission = emission.at((series, slot.clamp_min(0)))
         y, seen = problem.filled
         seen = seen[series, slot.clamp_min(0)] & (slot >= 0)[:, None]
+        R: Tensor = problem.emission.R  # type: ignore[attr-defined]
         keep = seen.double()
-        L = emission.L.expand(self.series, *emission.L.shape[-2:]) * keep.unsqueeze(-1)
-        R = emission.R * keep.unsqueeze(-1) * keep.unsqueeze(-2) + torch.diag_embed(1 - keep)
-        return L, (y[series, slot.clamp_min(0)] - emission.b) * keep, R
-
-
-def _as_it_is(x: Tensor, left: Tensor, a: Tensor) -> Tensor:
-    return a
+        R = R * keep.unsqueeze(-1) * keep.unsqueeze(-2) + _UNSEEN * torch.diag_embed(1 - keep)
+        return y[series, slot.clamp_min(0)], R
 
 
 def _solve(matrix: Tensor, v: Tensor) -> Tensor:
-    """``matrix^-1 v``; where an exact observation leaves nothing to spread, a small share of the scale helps."""
+    """``matrix^-1 v`` for ``(n, m, m)`` and ``(n, m)``; exact observations leave nothing to spread where no reaction
+    can run, and a small diagonal keeps that solvable."""
     if matrix.shape[-1] == 1:
-        return v / matrix[..., 0].clamp_min(1e-9)
+        return v / (matrix[..., 0] + _TINY)
+    if matrix.shape[-1] == 2:  # by hand: a call for each particle would take most of the time
+        (p, q), (_, r) = (row.unbind(-1) for row in matrix.unbind(-2))
+        p, r = p + _TINY, r + _TINY
+        return torch.stack([r * v[:, 0] - q * v[:, 1], p * v[:, 1] - q * v[:, 0]], -1) / (p * r - q * q).unsqueeze(-1)
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-    return torch.linalg.solve(matrix + 1e-9 * eye, v.unsqueeze(-1)).squeeze(-1)
+    return torch.linalg.solve(matrix + _TINY * eye, v.unsqueeze(-1)).squeeze(-1)
 
 
 class Families:
@@ -198,9 +200,10 @@ class NetworkPosterior(Conditioned):
 
 def not_linear(model: ReactionNetwork, data: Observed) -> str | None:
     """Why hazards cannot be bent toward the data, or None."""
-    if isinstance(Problem(model, data).emission, LinearEmission):
+    emission = Problem(model, data).emission
+    if isinstance(emission, LinearEmission) and emission.L.ndim == 2 and emission.R.ndim == 2:
         return None
-    return "guiding needs y = L x + Gaussian noise (kernels.LinearGaussian, or Observed(operator=, noise=))"
+    return "guiding needs one y = L x + Gaussian noise (kernels.LinearGaussian, or Observed(operator=, noise=))"
 
 
 @register("guided", ReactionNetwork, why_not=not_linear, auto=0)

@@ -105,7 +105,7 @@ class ReactionNetwork(StateSpace):
 
     def simulate(self, x: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
         """The states after times ``tau (...)`` from ``x (..., d)``."""
-        return run_events(self, x, tau, generator, lambda x, left, a: a)[0]
+        return run_events(self, x, tau, generator)[0]
 
     def __repr__(self) -> str:
         law = "no" if self.emission is None else type(self.emission).__name__.removesuffix("Emission")
@@ -127,7 +127,7 @@ class Simulated(Kernel):
         return self.network.simulate(x, torch.full(x.shape[:-1], self.dt, dtype=torch.float64), generator)
 
 
-Proposal = Callable[[Tensor, Tensor, Tensor], Tensor]
+Proposal = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def run_events(
@@ -135,36 +135,41 @@ def run_events(
     x: Tensor,
     tau: Tensor,
     generator: torch.Generator,
-    propose: Proposal,
+    propose: Proposal | None = None,
     refresh: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Run every particle through a time, by events at proposed rates that are constant until the next event.
 
     Args:
         x: ``(..., d)``; tau: ``(...)``, how long each runs.
-        propose: ``(x, time left, hazards) -> rates (..., R)``, above zero where the hazards are; they are held until
-            the particle's next event, or for a share ``1 / refresh`` of tau.
+        propose: ``(row, x, time left, hazards) -> rates``, for the particles that still run: ``(n,)`` their places in
+            the first axis of x, ``(n, d)``, ``(n,)``, ``(n, R)``.  The rates are above zero where the hazards are, and
+            are held until the particle's next event, or for a share ``1 / refresh`` of tau.
 
     Returns:
         the states, and the log of the ratio of the true law of each path to the proposed one ``(...)``.
     """
-    x, left = x.clone(), tau.clone()
-    log_ratio, hold = torch.zeros_like(tau), tau / refresh if refresh else tau
+    shape, rows = x.shape, torch.arange(x.shape[0]).repeat_interleave(max(1, x[0, ..., 0].numel()))
+    x, whole = x.reshape(-1, shape[-1]).clone(), tau.expand(shape[:-1]).reshape(-1)
+    left, log_ratio = whole.clone(), torch.zeros_like(whole)
     for _ in range(_MOST_EVENTS):
-        if not bool((left > 0).any()):
-            return x, log_ratio
-        a = network.hazards(x)
-        b = propose(x, left, a)
-        total = b.sum(-1)
-        wait = torch.empty_like(left).exponential_(generator=generator) / total  # infinite where nothing can happen
-        until = torch.minimum(left, hold)
-        event = (wait < until) & (left > 0)
+        run = (left > 0).nonzero()[:, 0]  # those that still run: fewer and fewer
+        if not len(run):
+            return x.reshape(shape), log_ratio.reshape(shape[:-1])
+        here, rest = x[run], left[run]
+        a = network.hazards(here)
+        b = a if propose is None else propose(rows[run], here, rest, a)
+        wait = torch.empty_like(rest).exponential_(generator=generator) / b.sum(-1)  # infinite where nothing can be
+        until = torch.minimum(rest, whole[run] / refresh) if refresh else rest
+        event = wait < until
         passed = torch.where(event, wait, until)
-        which = pick_by_weight(b, torch.rand(left.shape, generator=generator, dtype=torch.float64)).unsqueeze(-1)
-        gain = torch.where(event, (a.gather(-1, which) / b.gather(-1, which)).log().squeeze(-1), 0.0)
-        log_ratio = log_ratio + gain - (a.sum(-1) - total) * passed
-        x = x + event.unsqueeze(-1) * network.changes[which.squeeze(-1)]
-        left = (left - passed).clamp_min(0)
+        which = pick_by_weight(b, torch.rand(rest.shape, generator=generator, dtype=torch.float64))
+        x[run] = here + event.unsqueeze(-1) * network.changes[which]
+        left[run] = (rest - passed).clamp_min(0)
+        if propose is not None:
+            at = which.unsqueeze(-1)
+            gain = torch.where(event, (a.gather(-1, at) / b.gather(-1, at)).log().squeeze(-1), 0.0)
+            log_ratio[run] += gain - (a - b).sum(-1) * passed
     raise InputError(
         f"a path had more than {_MOST_EVENTS:,} events between two times; the hazards may explode, or the unit of time"
         " is too long"
