@@ -120,7 +120,7 @@ def generate(
 ) -> Plan:
     """Run a generator over levels; ``meta`` are the facts of the grid."""
     if isinstance(process, GaussianPath) and entry.ends == 1 and is_interpolant(process):
-        able = ", ".join(sorted({e.name for _, e in solvers.items() if e.ends == 2}))
+        able = ", ".join(sorted({e.name for _, e in solvers.items() if e.ends == 2 and not e.discrete}))
         raise InputError(
             f"solver {entry.name!r} needs noise that grows with t; on a path without noise at t = 1 use {able}"
         )

@@ -15,7 +15,7 @@ from retrodict.solvers.grids import Grid, grids
 
 @dataclass(frozen=True)
 class LogOdds(Grid):
-    """Uniform in ``log(hide/keep)``, cut at +-span; a plan to the clean end steps there from the smallest time.
+    """Uniform in ``log(hide/keep)``, cut at +-span; the last time is the end itself.
 
     The grid of Santos et al. (2023, section 5.1) for Blackout, where span = 15.
     """
@@ -26,13 +26,11 @@ class LogOdds(Grid):
     def times(self, path: Any, n: int, start: float, end: float) -> np.ndarray:
         if not isinstance(path, Discrete):
             raise InputError(f"grid 'log-odds' is for discrete processes, got {type(path).__name__}; use 'logsnr'")
-        inner = n + 1 if end > 0 else n
         first = min(float(torch.logit(path.hide(start))), self.span)
         last = max(float(torch.logit(path.hide(end))), -self.span) if end > 0 else -self.span
-        odds = torch.linspace(first, last, max(inner, 1), dtype=torch.float64)
-        times = path.time_at(torch.sigmoid(odds)).numpy().copy()
-        times[0] = start
-        return np.append(times, 0.0) if end <= 0 else np.append(times[:-1], end)
+        times = path.time_at(torch.sigmoid(torch.linspace(first, last, n + 1, dtype=torch.float64))).numpy().copy()
+        times[0], times[-1] = start, end
+        return times
 
 
 grids.add("log-odds", value=LogOdds)

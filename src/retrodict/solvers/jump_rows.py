@@ -18,7 +18,7 @@ from retrodict.processes.discrete import leading
 from retrodict.solvers.general import calls
 from retrodict.solvers.plan import Call
 
-_BISECTIONS = 52  # of the log of the forgotten share: to rounding
+_BISECTIONS = 44  # of the log of the forgotten share: to 1e-12 of its range
 
 
 def _belief(belief: Belief, call: Call) -> Belief:
