@@ -99,32 +99,45 @@ def prepare(
         chosen = steps.affine(path)
     elif auxiliary != "brownian":
 
-        def tries(auxiliary: Step, path: Tensor) -> tuple[Tensor, Tensor]:
-            return pilot(settle(auxiliary, path, Doob), max(_PILOTS, 10 * steps.d))
+        def tries(auxiliary: Step, path: Tensor) -> tuple[Guidance, Tensor, Tensor]:
+            made = settle(auxiliary, path, Doob)
+            return made, *pilot(made, max(_PILOTS, 10 * steps.d))
 
-        chosen, path = _regressed(steps, chosen, path, rounds, auxiliary == "auto", tries)
+        chosen, path, made = _regressed(steps, chosen, path, rounds, auxiliary == "auto", tries)
+        if made is not None and fixed and guide is Doob and not stretches:
+            return made  # the very sweep that the pilots ran on
     return settle(chosen, path, guide, last=True)
 
 
 def _regressed(
-    steps: Steps, chosen: Step, path: Tensor, rounds: int, careful: bool, pilot: Callable[[Step, Tensor], Any]
-) -> tuple[Step, Tensor]:
-    """Regress on pilots, and again; ``careful`` keeps, series by series, the auxiliary of the most even weights."""
-    paths, log_w = pilot(chosen, path)
-    best, centre = chosen, path
+    steps: Steps,
+    chosen: Step,
+    path: Tensor,
+    rounds: int,
+    careful: bool,
+    pilot: Callable[[Step, Tensor], tuple[Guidance, Tensor, Tensor]],
+) -> tuple[Step, Tensor, Guidance | None]:
+    """Regress on pilots, and again; ``careful`` keeps, series by series, the auxiliary of the most even weights.
+
+    Returns:
+        the auxiliary, the nominal path, and what the pilots of that auxiliary ran on, if there were any.
+    """
+    made, paths, log_w = pilot(chosen, path)
+    best, centre, kept = chosen, path, made
     evenness = ess(log_w)
     for done in range(1, rounds + 1):
         chosen = _where(_finite(new := steps.regressed(paths, _tempered(log_w))), new, chosen)
         path = (torch.softmax(log_w, -1)[..., None] * paths).sum(2).movedim(0, 1)
         if not careful:
-            best, centre = chosen, path
+            best, centre, kept = chosen, path, None
         if careful or done < rounds:
-            paths, log_w = pilot(chosen, path)
+            made, paths, log_w = pilot(chosen, path)
         if careful:
             better = ess(log_w) > evenness / _DOUBT
             best, evenness = _where(better, chosen, best), torch.maximum(evenness, ess(log_w))
             centre = torch.where(better[:, None, None], path, centre)
-    return best, centre
+            kept = made if bool(better.all()) else kept if not bool(better.any()) else None
+    return best, centre, kept
 
 
 def _tempered(log_w: Tensor) -> Tensor:

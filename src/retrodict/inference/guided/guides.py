@@ -53,8 +53,16 @@ class Guide:
         """The sum of ``log h'_k(x_k)`` over the states ``(m, S, N, d)`` at the starts of steps."""
         H, F, c = self.messages.pulled
         span = slice(first, first + before.shape[0])
-        H, F = H[:, span].movedim(1, 0).unsqueeze(-3), F[:, span].movedim(1, 0).unsqueeze(-2)
-        return quadratic(H, F, before).sum((0, -1)) + c[:, span].sum(1).unsqueeze(-1)
+        return total(H[:, span].movedim(1, 0), F[:, span].movedim(1, 0), before) + c[:, span].sum(1).unsqueeze(-1)
+
+
+def total(H: Tensor, F: Tensor, x: Tensor) -> Tensor:
+    """The sum over k of ``F_k.x_k - x_k.H_k x_k/2``: ``H (m, S, d, d), F (m, S, d), x (m, S, N, d)`` to ``(S, N)``."""
+    if x.shape[-1] > 1:
+        return quadratic(H.unsqueeze(-3), F.unsqueeze(-2), x).sum((0, -1))
+    x = x[..., 0]
+    linear = torch.einsum("ks,ksn->sn", F[..., 0], x)
+    return linear.sub(torch.einsum("ks,ksn->sn", H[..., 0, 0].expand(x.shape[:2]), x * x), alpha=0.5)
 
 
 class Free(Guide):
@@ -103,8 +111,9 @@ class Doob(Guide):
             means.append(m)
             before.append(x)
         path = torch.stack(before)
-        gain = quadratic(self.bent.P[span].unsqueeze(-3), self.bent.B[span].unsqueeze(-2), torch.stack(means))
-        log_kh = gain.sum((0, -1)) + self.bent.C[span].sum(0).unsqueeze(-1)
+        log_kh = total(self.bent.P[span], self.bent.B[span], torch.stack(means)) + self.bent.C[span].sum(0).unsqueeze(
+            -1
+        )
         return path[1:], log_kh - self._loss(first, path[:-1])
 
     def _by_step(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

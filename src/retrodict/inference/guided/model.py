@@ -23,6 +23,7 @@ from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.scans.gaussian.algebra import guided_root, mv
 from retrodict.particles import FeynmanKac
 
+_CACHED = 2048  # particles whose stretch is run together
 WEIGHTS: dict[str, type[Guide]] = {"doob": Doob, "path": Path, "continuous": Continuous, "none": Free}
 
 
@@ -122,7 +123,7 @@ class GuidedModel(FeynmanKac):
     def innovations(self, particles: int, noise: Noise) -> Innovations:
         """Fresh standard normals."""
         return Innovations(
-            self._normals((particles, self.steps.d), noise), self._steps_noise(self.steps.n, particles, noise)
+            noise.normal((particles, self.steps.d)).double(), self._steps_noise(self.steps.n, particles, noise).double()
         )
 
     def path(self, z: Innovations) -> tuple[Tensor, Tensor]:
@@ -140,7 +141,7 @@ class GuidedModel(FeynmanKac):
     # -- the engine's questions ------------------------------------------------------------------------------
 
     def start(self, particles: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        z = self._normals((particles, self.steps.d), noise)
+        z = noise.normal((particles, self.steps.d)).double()
         x, log_w = self._begin(z)
         self.stretches, self.used = [x.unsqueeze(0)], [z]
         return x, log_w
@@ -153,13 +154,25 @@ class GuidedModel(FeynmanKac):
     def move(self, k: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         first, last = self.bounds[k - 1], self.bounds[k]
         z = z[: last - first]
-        states, log_w = self.guidance.guide.run(first, x, z)
         if self.keep:
+            states, log_w = self.guidance.guide.run(first, x, z.double())
             self.stretches.append(states)
-            self.used.append(z)
+            self.used.append(z.double())
+            x = states[-1]
+        else:
+            x, log_w = self._advance(first, x, z)
         for j, node in enumerate(self.evidence.nodes):
-            log_w = self._correct(j, states[-1], log_w) if node == last else log_w
-        return states[-1], log_w
+            log_w = self._correct(j, x, log_w) if node == last else log_w
+        return x, log_w
+
+    def _advance(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The last states of a stretch and its weights, a share of the particles at a time: what fits into cache."""
+        runs = []
+        for i in range(0, x.shape[1], _CACHED):
+            states, log_w = self.guidance.guide.run(first, x[:, i : i + _CACHED], z[:, :, i : i + _CACHED].double())
+            runs.append((states[-1], log_w))
+        ends, weights = zip(*runs)
+        return torch.cat(ends, 1), torch.cat(weights, 1)
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
@@ -177,8 +190,4 @@ class GuidedModel(FeynmanKac):
         return log_w if correction is None else log_w + correction
 
     def _steps_noise(self, steps: int, particles: int, noise: Noise) -> Tensor:
-        z = self._normals((steps, particles, self.steps.r), noise)
-        return z.movedim(1, 0)
-
-    def _normals(self, shape: tuple[int, ...], noise: Noise) -> Tensor:
-        return noise.normal(shape).double()
+        return noise.normal((steps, particles, self.steps.r)).movedim(1, 0)
