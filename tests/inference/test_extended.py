@@ -57,6 +57,18 @@ def test_on_linear_models_it_is_the_kalman_filter(method: str, iterations: int, 
     assert rd.condition(exact, data, method).exact
 
 
+@pytest.mark.parametrize("method", ["extended", "unscented"])
+def test_observation_laws_that_vary_keep_their_places(method: str) -> None:
+    """Two observations at one time, each with rows of its own."""
+    rows = torch.randn(1, 4, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    law = LinearGaussian(rows, 0.0, 0.5)
+    data = Observed([0.3, -1.0, 0.7, 0.1], times=[0, 1, 1, 3])
+    truth = rd.condition(StateSpace(PRIOR, LinearGaussian(A, 0.1, Q), law), data)
+    post = rd.condition(StateSpace(PRIOR, lambda x: MultivariateNormal(x @ A.T + 0.1, Q), law), data, method)
+    assert torch.allclose(post.log_evidence, truth.log_evidence, atol=1e-10, rtol=0)
+    assert torch.allclose(post.smooth().mean, truth.smooth().mean, atol=1e-10, rtol=0)
+
+
 # --- a pendulum, against the recursions of the books ------------------------------------------------------------
 
 

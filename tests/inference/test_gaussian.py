@@ -96,6 +96,8 @@ def test_prior_at_t0_or_at_the_first_observation() -> None:
     late = rd.condition(model(FULL, t0=-0.5), Observed(y, times=t))
     mean, _, evidence = oracle(FULL).posterior(np.concatenate([[-0.5], t]), np.vstack([[NAN, NAN], y]))
     assert late.log_evidence.item() == pytest.approx(evidence, abs=1e-10)
+    ahead = oracle(FULL).posterior(np.array([-0.5, 0.7, 1.5, 2.0, 3.0]), np.vstack([[NAN, NAN], y, [NAN, NAN]]))[0]
+    assert np.abs(late.forecast([3.0]).mean[0].numpy() - ahead[4:]).max() < 1e-10
     assert np.abs(late.smooth().mean[0].numpy() - mean[1:]).max() < 1e-10
     here = rd.condition(model(FULL), Observed(y, times=t))
     assert here.log_evidence.item() == pytest.approx(oracle(FULL).posterior(t, y)[2], abs=1e-10)

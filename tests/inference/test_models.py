@@ -74,11 +74,13 @@ def test_a_callable_of_times_is_asked_in_a_batch_or_pair_by_pair_with_one_answer
         gap = torch.as_tensor(t - s)[..., None, None]
         return LinearGaussian(torch.linalg.matrix_exp(B * gap), 0.0, gap * torch.eye(2, dtype=torch.float64))
 
-    times = [[0.0, 0.5, 2.0], [0.0, 1.0, 1.5]]  # two distinct gaps in four: B * (t - s) would broadcast, wrongly
     y = torch.zeros(2, 3, 2)
-    for a, b in zip(problem(pairwise, times, y).arrays(), problem(batched, times, y).arrays()):
-        assert a.shape[:2] == (2, 2) and torch.equal(*torch.broadcast_tensors(a, b))
-    A = problem(pairwise, times, y).arrays()[0]
+    shared = [0.0, 0.5, 2.0]  # two steps of two coordinates: B * (t - s) would broadcast, wrongly
+    for times in (shared, [shared, [0.0, 1.0, 1.5]]):
+        for a, b in zip(problem(pairwise, times, y).arrays(), problem(batched, times, y).arrays()):
+            assert torch.allclose(*torch.broadcast_tensors(a, b), atol=1e-14)
+        A = problem(pairwise, times, y).arrays()[0]
+        assert torch.allclose(A[0, 1], torch.linalg.matrix_exp(B * 1.5))
     assert torch.allclose(A[1, 1], torch.linalg.matrix_exp(B * 0.5))
 
 
