@@ -4,7 +4,8 @@
 """
 
 import retrodict.inference.exact
-import retrodict.inference.extended  # noqa: F401  (they register their methods)
+import retrodict.inference.extended
+import retrodict.inference.particle_posterior  # noqa: F401  (they register their methods)
 from retrodict.inference.guided import GuidedPosterior
 from retrodict.inference.jumps import JumpPaths, JumpProcess
 from retrodict.inference.models import StateSpace

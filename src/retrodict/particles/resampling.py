@@ -35,11 +35,14 @@ class Scheme:
     Attributes:
         below: ``(weights (G, K), uniforms (G, width), M) -> cumulated counts (G, K)``, the last of them M.
         width: uniforms that it takes for K parents and M children.
+        variance: of each count, ``shares M w (G, K) -> (G, K)``; that of systematic counts' fractional parts where
+            the scheme has no closed form.
         independent: children are independent given the weights, as conditional SMC wants them.
     """
 
     below: Callable[[Tensor, Tensor, int], Tensor]
     width: Callable[[int, int], int]
+    variance: Callable[[Tensor], Tensor]
     independent: bool = False
 
     def counts(self, weights: Tensor, uniforms: Tensor, children: int) -> Tensor:
@@ -173,8 +176,24 @@ def _ssp(weights: Tensor, uniforms: Tensor, children: int) -> Tensor:
     return counts.cumsum(-1)
 
 
-resamplers.add("systematic", value=Scheme(_systematic, lambda parents, children: 1))
-resamplers.add("stratified", value=Scheme(_stratified, lambda parents, children: children))
-resamplers.add("multinomial", value=Scheme(_multinomial, lambda parents, children: children, independent=True))
-resamplers.add("residual", value=Scheme(_residual, lambda parents, children: children))
-resamplers.add("ssp", value=Scheme(_ssp, lambda parents, children: max(parents - 1, 1)))
+def _fractions(share: Tensor) -> Tensor:
+    fraction = share - _floor(share)
+    return fraction * (1 - fraction)
+
+
+def _residual_variance(share: Tensor) -> Tensor:
+    fraction = share - _floor(share)
+    return fraction * (1 - fraction / fraction.sum(-1, keepdim=True).clamp_min(1))
+
+
+def _multinomial_variance(share: Tensor) -> Tensor:
+    return share * (1 - share / share.sum(-1, keepdim=True))
+
+
+resamplers.add("systematic", value=Scheme(_systematic, lambda parents, children: 1, _fractions))
+resamplers.add("stratified", value=Scheme(_stratified, lambda parents, children: children, _fractions))
+resamplers.add(
+    "multinomial", value=Scheme(_multinomial, lambda parents, children: children, _multinomial_variance, True)
+)
+resamplers.add("residual", value=Scheme(_residual, lambda parents, children: children, _residual_variance))
+resamplers.add("ssp", value=Scheme(_ssp, lambda parents, children: max(parents - 1, 1), _fractions))
