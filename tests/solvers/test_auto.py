@@ -119,10 +119,11 @@ def test_the_table():
         crowd = _plan(process, 10, population=True)
         assert crowd.has_density and crowd.meta["eta"] == 1
     assert choose(vp, 10, guidance=7.5).options.get("corrector") is None
-    few, some, many = (choice for _, choice in TABLE[-3:])
-    assert choose(vp, 5) == choose(vp, 7, guidance=1.5) == few and few.options["kind"] == "flow"
-    assert choose(vp, 8) == choose(vp, 14, guidance=1.5) == some
-    assert choose(vp, 15) == choose(vp, 20, guidance=7.5) == choose(vp, None) == many
+    plain, guided = ([choice for _, choice in TABLE[-7:]][part] for part in (slice(0, 4), slice(4, 7)))
+    assert [choose(vp, n) for n in (5, 9, 10, 15)] == plain
+    assert [choose(vp, n, guidance=1.5) for n in (8, 9, 15)] == guided
+    assert choose(vp, None) == plain[-1] and choose(vp, 20, guidance=7.5) == guided[-1]
+    assert all(choice.options["kind"] == "flow" for choice in (*plain, *guided))
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 3, 5, 10])
