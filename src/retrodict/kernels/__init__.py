@@ -3,6 +3,7 @@
 from retrodict.kernels.conditional import Conditional, Deterministic
 from retrodict.kernels.euler import EulerStep, NonLinearGaussian
 from retrodict.kernels.finite import Finite, Flip
+from retrodict.kernels.gaussian_process import GaussianProcess
 from retrodict.kernels.increments import CountMessage, Events, GammaIncrement, GammaMessage, Towards
 from retrodict.kernels.jump import Jump, rates_of
 from retrodict.kernels.kernel import Chain, Factor, Identity, Kernel, Pulled, fuse
@@ -10,6 +11,7 @@ from retrodict.kernels.laws import Belief, Categorical, Gaussian, Law, Point, Qu
 from retrodict.kernels.linear_gaussian import LinearGaussian
 from retrodict.kernels.linear_sde import LinearSDE
 from retrodict.kernels.parallel import Laws, Messages, Parallel
+from retrodict.kernels.sites import InteractingSites
 
 __all__ = [
     "Belief",
@@ -26,7 +28,9 @@ __all__ = [
     "GammaIncrement",
     "GammaMessage",
     "Gaussian",
+    "GaussianProcess",
     "Identity",
+    "InteractingSites",
     "Jump",
     "Kernel",
     "Law",

@@ -138,13 +138,18 @@ class Categorical(Law):
         return noise.categorical(self.log_p)
 
     def log_prob(self, x: Tensor, event: int | None = None) -> Tensor:
-        picked = self.log_p.gather(-1, x.unsqueeze(-1)).squeeze(-1)
-        return event_sum(picked, event)
+        return event_sum(entries(self.log_p, x), event)
 
     def fuse(self, h: Table) -> tuple[Categorical, Tensor]:
         joint = self.log_p + h.log_h
         evidence = torch.logsumexp(joint, -1)
         return Categorical(joint - evidence.unsqueeze(-1)), event_sum(evidence)
+
+
+def entries(table: Tensor, x: Tensor) -> Tensor:
+    """``table[..., x]`` for ``table (..., states)`` and integers ``x (...)``; leading axes broadcast."""
+    shape = torch.broadcast_shapes(table.shape[:-1], x.shape)
+    return table.expand(*shape, table.shape[-1]).gather(-1, x.expand(shape).unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ class Table:
         return Space("states", self.log_h.shape[-1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        return event_sum(self.log_h.gather(-1, x.unsqueeze(-1)).squeeze(-1))
+        return event_sum(entries(self.log_h, x))
 
     def fuse(self, other: Table) -> Table:
         return Table(self.log_h + other.log_h)

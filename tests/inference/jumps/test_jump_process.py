@@ -213,12 +213,12 @@ def test_paths_in_continuous_time_follow_the_posterior(noisy):
 
 
 def test_many_events_between_observations():
-    """Rates of 200 over a time of 2 run in blocks: the number of jumps against its expectation."""
-    Q = 200 * rates(2)
+    """Rates of 100 over a time of 2 run in blocks: the number of jumps against its expectation."""
+    Q = 100 * rates(2)
     post = condition_model(JumpProcess(Q, PRIOR), Observed([1], [2.0]))
-    paths = post.trajectories(300, seed=0)
+    paths = post.trajectories(200, seed=0)
     counts = paths.counts[:, 0].double()
-    assert abs(float(counts.mean()) - float(post.expected().jumps.sum())) < 4.5 * float(counts.std()) / 300**0.5
+    assert abs(float(counts.mean()) - float(post.expected().jumps.sum())) < 4.5 * float(counts.std()) / 200**0.5
     assert bool((paths.at(2.0) == 1).all()) and bool((paths.times.diff(dim=-1).nan_to_num(1.0) >= 0).all())
 
 

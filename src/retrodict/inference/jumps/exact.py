@@ -136,6 +136,7 @@ def _run_pieces(
 def _with_blanks(data: Observed, times: Tensor) -> Observed:
     """The data with nothing seen at more times."""
     more = copy.copy(data)
+    more.layouts = {}
     extra = times.expand(len(data), -1)
     joined = torch.cat([data.times, extra], 1)
     # padding sorts last; blanks before observations of the same time: nothing depends on that order
