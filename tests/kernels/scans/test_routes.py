@@ -115,3 +115,24 @@ def test_kernels_are_plain_functions() -> None:
 def test_route_names_are_registered() -> None:
     assert set(ROUTES) == {"loop", "scan", "cholesky", "numba"}
     assert set(FINITE) == {"loop", "numpy", "blocks", "scan", "numba", "log"}
+
+
+@pytest.mark.parametrize("nearly", [0.0, 1e-9])
+def test_settled_matrices_are_copied_without_loss(nearly: float) -> None:
+    """400 equal steps, or steps that differ in the ninth digit and are therefore never copied: the loop's numbers."""
+    pytest.importorskip("numba")
+    from retrodict.kernels.scans.gaussian import messages
+    from retrodict.kernels.scans.gaussian import smooth as smooth_gaussian
+
+    c = dense.chain(400, 3, singular=False, shared=True)
+    H = c.H[:, :1] * torch.linspace(1 - nearly, 1, 401, dtype=torch.float64)[None, :, None, None]
+    c = GaussianChain(c.m0, c.P0, c.A, c.b, c.Q, H if nearly else c.H[:, :1], c.F, c.c)
+    for a, b in (
+        (smooth_gaussian(c, "numba"), smooth_gaussian(c, "loop")),
+        (filter(c, "numba"), filter(c, "loop")),
+    ):
+        assert torch.allclose(a.mean, b.mean, rtol=1e-11, atol=1e-11)
+        assert torch.allclose(a.cov, b.cov, rtol=1e-11, atol=1e-13)
+        assert torch.allclose(a.log_evidence, b.log_evidence, rtol=1e-12)
+    for x, y in zip(messages(c, "numba"), messages(c, "loop")):
+        assert torch.allclose(x, y, rtol=1e-11, atol=1e-11)

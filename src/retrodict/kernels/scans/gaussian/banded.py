@@ -31,6 +31,7 @@ _pbtrf, _pbtrs, _tbtrs = get_lapack_funcs(("pbtrf", "pbtrs", "tbtrs"), dtype=np.
 _PIVOT = 1e-9
 # Estimated condition numbers above this may cost more than seven digits.
 _CONDITION = 1e7
+_MIXED = 2 * (np.arange(1009) * 0.6180339887498949 % 1)
 
 
 class IllConditioned(InputError):
@@ -124,20 +125,18 @@ def factor(chain: GaussianChain) -> Posterior:
     Q_inv, Q_logdet = _inverse(Q, "Q")
     QA = Q_inv @ A
     lead = max(x.shape[0] for x in (P0_inv, QA, H))
-    # columns (series, node, column of the block, row): diagonal block, subdiagonal block, and room for the skewed view
-    W = torch.zeros(lead, n + 1, d, 3 * d, dtype=torch.float64)
-    D = W[..., :d]
-    D += H
-    D[:, 0] += P0_inv
-    D[:, 1:] += Q_inv
-    D[:, :-1] += A.mT @ QA if n else 0.0
+    first, last, middle = P0_inv.unsqueeze(1) + H[:, :1], None, None
     if n:
-        W[:, :-1, :, d : 2 * d] = -QA.mT
-    diagonal = D.diagonal(dim1=-2, dim2=-1).reshape(lead, -1).numpy().copy()
+        AQA = A.mT @ QA
+        first, last = first + AQA[:, :1], Q_inv[:, -1:] + H[:, -1:]
+        middle = _steps(Q_inv, 0, n - 1) + _steps(AQA, 1, n) + _steps(H, 1, n)
     factors, logdets = [], []
     for i in range(lead):
-        band, info = _pbtrf(_skewed(W[i].numpy()).T, lower=1)
-        if info or _condition(band, diagonal[i]) > _CONDITION:
+        own = [None if x is None else x[i if x.shape[0] > 1 else 0].numpy() for x in (first, middle, last, QA)]
+        band = _band(n, d, *own)
+        diagonal = band[:, 0].copy()
+        band, info = _pbtrf(band.T, lower=1, overwrite_ab=1)
+        if info or _condition(band, diagonal) > _CONDITION:
             raise IllConditioned("the precision")
         pivots = band[0]
         factors.append(band)
@@ -152,21 +151,34 @@ def _condition(band: np.ndarray, diagonal: np.ndarray) -> float:
     One solve with a right-hand side that has smooth and rough parts: near-singular directions are one or the other.
     """
     scale = np.sqrt(diagonal)
-    mixed = 2 * (np.arange(len(scale)) * 0.6180339887498949 % 1)
-    solved, _ = _pbtrs(band, scale * mixed, lower=1)
+    solved, _ = _pbtrs(band, scale * np.resize(_MIXED, len(scale)), lower=1)
     return float(np.abs(scale * solved).max())
 
 
-def _skewed(W: np.ndarray) -> np.ndarray:
-    """Columns of blocks ``(n+1, d, 3d)`` as LAPACK's band: entry o of column j is row j + o of the block column."""
-    nodes, d, _ = W.shape
-    s0, s1, s2 = W.strides
-    view = np.lib.stride_tricks.as_strided(W, (nodes, d, 2 * d), (s0, s1 + s2, s2))
-    return np.ascontiguousarray(view).reshape(nodes * d, 2 * d)
+def _steps(x: Tensor, start: int, stop: int) -> Tensor:
+    """Entries start..stop-1 along time; an axis of one is shared."""
+    return x if x.shape[1] == 1 else x[:, start:stop]
+
+
+def _band(n: int, d: int, *blocks: np.ndarray | None) -> np.ndarray:
+    """LAPACK's band of a precision, ``((n + 1) d, 2 d)``: entry o of row j is the matrix's entry (j + o, j).
+
+    ``blocks``: the diagonal blocks of the first node, of those between (an axis of one is shared) and of the last,
+    and the negative subdiagonal blocks.
+    """
+    first, middle, last, QA = blocks
+    band = np.zeros((n + 1, d, 2 * d))
+    for j in range(d):
+        for diagonal, nodes in ((middle, slice(1, n)), (last, slice(n, n + 1)), (first, slice(0, 1))):
+            if diagonal is not None:
+                band[nodes, j, : d - j] = diagonal[:, j:, j]
+        if n and QA is not None:
+            band[:-1, j, d - j : 2 * d - j] = -QA[:, :, j]
+    return band.reshape((n + 1) * d, 2 * d)
 
 
 def _blocks(band: np.ndarray, n: int, d: int) -> Tensor:
-    """The inverse of `_skewed` on a factor: ``(n+1, d, 2d)``, transposed diagonal and subdiagonal blocks."""
+    """Blocks of a factor from its band: ``(n+1, d, 2d)``, transposed diagonal and subdiagonal blocks."""
     W = np.zeros((n + 1, d, 3 * d))
     s0, s1, s2 = W.strides
     view = np.lib.stride_tricks.as_strided(W, (n + 1, d, 2 * d), (s0, s1 + s2, s2))

@@ -6,7 +6,8 @@ their matrices, and a vector pass a series.  With ``V = (I + QH)^-1 Q``, ``E = (
     guided mean  E x + b + V u        pulled  H' = E'HA,  F' = E'u,
     pulled constant  c - logdet(I + QH)/2 + F.b - b.Hb/2 + u.Vu/2
 
-Takes singular P0, Q and H, as everything here.
+Where A, Q and H are the same at every step the matrices settle: from the step on at which they repeat to rounding the
+matrix passes copy.  Takes singular P0, Q and H, as everything here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from retrodict.kernels.scans.native import array, compiled, each
 KERNELS = (
     "eliminate",
     "root",
+    "same",
+    "settled",
     "backward_matrices",
     "backward_vectors",
     "forward_matrices",
@@ -90,6 +93,25 @@ def root(C, S):  # type: ignore[no-untyped-def]
                 S[i, j] = x / S[j, j]
 
 
+def same(C, D):  # type: ignore[no-untyped-def]
+    """Whether two matrices are equal in every bit."""
+    for i in range(C.shape[0]):
+        for j in range(C.shape[1]):
+            if C[i, j] != D[i, j]:
+                return False
+    return True
+
+
+def settled(C, D):  # type: ignore[no-untyped-def]
+    """Whether two positive semi-definite matrices are equal to rounding, in the units of their own diagonals."""
+    for i in range(C.shape[0]):
+        for j in range(i + 1):
+            x = C[i, j] - D[i, j]
+            if x * x > 7.9e-31 * C[i, i] * C[j, j]:  # (4 machine epsilons)^2
+                return False
+    return True
+
+
 def backward_matrices(A, Q, H, fused, E, V, logdet):  # type: ignore[no-untyped-def]
     """Fused H of every node; E, V and logdet of every guided step."""
     n, d = E.shape[0], E.shape[1]
@@ -128,6 +150,13 @@ def backward_matrices(A, Q, H, fused, E, V, logdet):  # type: ignore[no-untyped-
                     y += e[l, j] * M[l, i]
                 fused[k - 1, i, j] = g[i, j] + 0.5 * (x + y)
                 fused[k - 1, j, i] = g[j, i] + 0.5 * (x + y)
+        if A.shape[0] == 1 and Q.shape[0] == 1 and last == 0 and settled(fused[k - 1], h):
+            for i in range(k - 1):
+                fused[i] = fused[k - 1]
+                E[i] = e
+                V[i] = v
+                logdet[i] = logdet[k - 1]
+            break
 
 
 def backward_vectors(b, F, c, fused, E, V, logdet, fused_F, fused_c, g):  # type: ignore[no-untyped-def]
@@ -191,6 +220,12 @@ def forward_matrices(P0, A, Q, H, cov, logdet):  # type: ignore[no-untyped-def]
         for i in range(d):
             for j in range(d):
                 cov[k, i, j] = 0.5 * (R[i, j] + R[j, i])
+        constant = A.shape[0] == 1 and Q.shape[0] == 1 and H.shape[0] == 1
+        if k > 1 and constant and settled(cov[k], cov[k - 1]):
+            for i in range(k + 1, nodes):
+                cov[i] = cov[k]
+                logdet[i] = logdet[k]
+            break
 
 
 def forward_vectors(m0, A, b, H, F, c, cov, logdet, mean, total):  # type: ignore[no-untyped-def]
@@ -231,6 +266,10 @@ def push_matrices(P, E, V, cov):  # type: ignore[no-untyped-def]
             cov[0, i, j] = P[i, j]
     for k in range(n):
         e = E[k]
+        # E and V that were copied are equal in every bit
+        if k > 1 and same(E[k], E[k - 1]) and same(V[k], V[k - 1]) and settled(cov[k], cov[k - 1]):
+            cov[k + 1] = cov[k]
+            continue
         for i in range(d):
             for j in range(d):
                 x = 0.0
