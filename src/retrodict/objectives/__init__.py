@@ -4,10 +4,11 @@ from retrodict.objectives.couplings import Coupling, couplings
 from retrodict.objectives.make import make_objective, objectives
 from retrodict.objectives.regression import Regression
 from retrodict.objectives.times import Importance, TimeLaw, time_laws
-from retrodict.objectives.tokens import TokenRegression
+from retrodict.objectives.tokens import ChainRegression, TokenRegression
 from retrodict.objectives.weightings import Weighting, weightings
 
 __all__ = [
+    "ChainRegression",
     "Coupling",
     "Importance",
     "Regression",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, require
 from retrodict.core.registry import Registry
-from retrodict.processes import GaussianPath, Process
+from retrodict.processes import Discrete, GaussianPath, Process
 from retrodict.processes.gaussian import derivative
 
 _EDGE = 1e-9  # the ends of the unit interval, where logarithms of the time are infinite, are left out
@@ -142,6 +142,36 @@ class UniformLogSNR(_LogSNRLaw):
         return torch.full_like(lam, 1 / (high - low))
 
 
+class LogOdds(TimeLaw):
+    """Log odds of having been forgotten uniform over what a discrete process covers, within [-span, span].
+
+    The law for jumps and counts, whose rates grow like 1/t near the data.  What lies beyond the span is left out: of a
+    bound, about e^-span of it.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0, span: float = 15.0, stratified: bool = True) -> None:
+        super().__init__(low, high, stratified)
+        require(span > 0, f"span of the log odds is positive, got {span}")
+        self.span = float(span)
+
+    def range(self, process: Process) -> tuple[float, float]:
+        """``(smallest, largest)`` log odds."""
+        process = _discrete(process)
+        return (
+            max(float(torch.logit(process.hide(self.low))), -self.span),
+            min(float(torch.logit(process.hide(self.high))), self.span),
+        )
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        low, high = self.range(process)
+        return _discrete(process).time_at(torch.sigmoid(low + u * (high - low)))
+
+    def density(self, t: Tensor, process: Process) -> Tensor:
+        low, high = self.range(process)
+        process = _discrete(process)
+        return process.revival(t) / process.keep(t) / (high - low)
+
+
 class Importance(TimeLaw):
     """Times where the loss is large: density proportional to the root mean square of the losses seen there.
 
@@ -224,6 +254,7 @@ time_laws.add("uniform", value=lambda **options: TimeLaw(stratified=False, **opt
 time_laws.add("logit-normal", value=LogitNormal)
 time_laws.add("edm", value=NoiseLogNormal)
 time_laws.add("log-snr", value=UniformLogSNR)
+time_laws.add("log-odds", value=LogOdds)
 time_laws.add("importance", value=Importance)
 
 
@@ -237,6 +268,15 @@ def _path(process: Process) -> GaussianPath:
         raise InputError(
             f"this law of times is one of the log-SNR, which {type(process).__name__} has not; "
             "accepted: a scalar Gaussian path with one end; use times='stratified'"
+        )
+    return process
+
+
+def _discrete(process: Process) -> Discrete:
+    if not isinstance(process, Discrete):
+        raise InputError(
+            f"this law of times is one of what is forgotten, for discrete processes; got {type(process).__name__}: use "
+            "times='stratified'"
         )
     return process
 
