@@ -219,10 +219,10 @@ def test_an_impossible_observation_is_named() -> None:
         rd.condition(
             StateSpace(model.prior, lambda s, t: CHAIN, Finite.of(torch.from_numpy(TABLE))),
             Observed([np.array([0, 1]), np.array([0, 3])], times=[[0.0, 1.0], [0.0, 1.5]]),
-        )
+        ).smooth()
     with pytest.raises(InputError, match=r"series 0: the observation at time 3 \(number 1\) has probability zero"):
         still = Finite.of(torch.eye(3))
-        rd.condition(StateSpace(model.prior, still, model.given[2]), Observed(np.array([0, 3]), times=[0, 3]))
+        rd.filter(StateSpace(model.prior, still, model.given[2]), np.array([0, 3]), times=[0, 3])
     with pytest.raises(InputError, match="log density of the observation at time 1 of series 0 is NaN in state 0"):
         rd.condition(StateSpace(PRIOR, CHAIN, lambda x, y: y[..., 0] * NAN), Observed([NAN, 1.0]))
     with pytest.raises(InputError, match="give y as integers"):

@@ -212,6 +212,16 @@ def test_observation_laws_may_vary_with_time() -> None:
     assert torch.allclose(post.smooth().covariance[0, 0], precision.inverse())
 
 
+def test_integers_are_numbers_to_a_gaussian_law() -> None:
+    walk = StateSpace(Gaussian(0.0, 1.0), LinearGaussian(1.0, 0.0, 1.0), LinearGaussian(1.0, 0.0, 1.0))
+    y = [np.array([3, 0, 2]), np.array([1])]
+    found, truth = rd.condition(walk, Observed(y)), rd.condition(walk, Observed([v.astype(float) for v in y]))
+    assert torch.equal(found.smooth().mean.nan_to_num(), truth.smooth().mean.nan_to_num())
+    assert torch.equal(found.forecast(1).mean, truth.forecast(1).mean)
+    with pytest.raises(InputError, match="-1 among them may be a number or mean missing"):
+        rd.condition(walk, Observed(np.array([1, -1, 2])))
+
+
 @pytest.mark.parametrize("noise", [0.6, 0.0])
 def test_gradients_of_the_evidence(noise: float) -> None:
     """d log p(y) / d (A, Q, L, m0) against central differences of the dense Gaussian."""

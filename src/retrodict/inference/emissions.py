@@ -145,7 +145,9 @@ class TableEmission(Emission):
             raise InputError("the observation law is over categories; give y as integers (-1 is missing)")
         top = int(y.max())
         require(top < self.log_p.shape[-1], f"y has the category {top}; the observation law has {self.log_p.shape[-1]}")
-        return _where(seen, self.log_p[x, y])
+        # every state against every observation: whole rows are copied
+        outer = x.ndim == 1 and y.ndim > 1 and y.shape[-1] == 1
+        return _where(seen, self.log_p[x].T[y[..., 0]] if outer else self.log_p[x, y])
 
 
 # --- what the user may write ------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ Any law of observation will do: an observation enters as the log densities of wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,23 +23,27 @@ from retrodict.inference.results import Marginals, Paths
 from retrodict.kernels import Categorical
 from retrodict.kernels.scans import FiniteChain, finite
 
+T = TypeVar("T")
+
 
 def state_likelihoods(problem: Problem) -> Tensor:
     """``(S, n+1, K)``: log density of everything seen at each node under each state; zeros where nothing was."""
     y, seen = problem.filled
     states = torch.arange(problem.size)
-    each = problem.emission.log_prob(states, y.unsqueeze(2), seen.unsqueeze(2)).double()  # (S, N, K)
+    every = None if bool(seen.all()) else seen.unsqueeze(2)
+    each = problem.emission.log_prob(states, y.unsqueeze(2), every).double()  # (S, N, K)
     each = each.expand(*y.shape[:2], problem.size)
-    nodes = each.new_zeros(problem.S, problem.n + 1, problem.size)
-    real = (problem.at >= 0).unsqueeze(-1)
-    where = problem.at.clamp_min(0).unsqueeze(-1).expand_as(each)
     if bool(each.isnan().any()):
         s, k, x = (int(i) for i in each.isnan().nonzero()[0])
         raise InputError(
             f"the log density of the observation at time {float(problem.data.times[s, k]):g} of series {s} is NaN in "
             f"state {x}; the law of observation must give a number or -inf"
         )
-    return nodes.scatter_add(1, where, torch.where(real, each, 0.0))
+    if problem.layout.plain and bool(problem.real.all()):
+        return each
+    nodes = each.new_zeros(problem.S, problem.n + 1, problem.size)
+    where = problem.at.clamp_min(0).unsqueeze(-1).expand_as(each)
+    return nodes.scatter_add(1, where, torch.where((problem.at >= 0).unsqueeze(-1), each, 0.0))
 
 
 class FinitePosterior(Conditioned):
@@ -55,15 +60,14 @@ class FinitePosterior(Conditioned):
         self._route, self.route = route, "forward-backward recursion"
         if route != "auto":
             finite.ROUTES[route]  # raises on an unknown name
-        self._refuse_impossible()
 
     @cached_property
     def log_evidence(self) -> Tensor:  # type: ignore[override]
-        return finite.evidence(self.chain, self._route)
+        return self._ask(lambda: finite.evidence(self.chain, self._route))
 
     @cached_property
     def _filtered(self) -> Tensor:
-        found = finite.filter(self.chain, self._route)
+        found = self._ask(lambda: finite.filter(self.chain, self._route))
         self._ran("filter", found.route)
         self._know(found.log_evidence, self.chain.tensors)
         return found.probabilities
@@ -74,20 +78,20 @@ class FinitePosterior(Conditioned):
 
     def smooth(self) -> Marginals:
         """Forward-backward recursion."""
-        found = finite.smooth(self.chain, self._route)
+        found = self._ask(lambda: finite.smooth(self.chain, self._route))
         self._ran("smooth", found.route)
         self._know(found.log_evidence, self.chain.tensors)
         return self._marginals(found.probabilities)
 
     def viterbi(self) -> Paths:
         """The most probable hidden path, ``x (1, S, N)``; its log probability jointly with the data in log_weights."""
-        path, log_prob = finite.viterbi(self.chain, self._route)
+        path, log_prob = self._ask(lambda: finite.viterbi(self.chain, self._route))
         return self._paths(path[None], log_prob[None], None)
 
     def sample(self, n: int, seed: int = 0) -> Paths:
         """Independent draws of the whole path; ``innovations (n, S, n_nodes)`` are the uniforms that drove them."""
         u = KeyedNoise(seed, n, name="paths").uniform((self.problem.S, self.problem.n + 1))
-        x = finite.draw(self.chain, n, u, self._route)
+        x = self._ask(lambda: finite.draw(self.chain, n, u, self._route))
         return self._paths(x, torch.zeros(n, self.problem.S, dtype=torch.float64), u)
 
     def forecast(self, times: Any, of: str = "state") -> Marginals:
@@ -123,11 +127,17 @@ class FinitePosterior(Conditioned):
             single=self.data.single,
         )
 
-    def _refuse_impossible(self) -> None:
-        """Name the first observation that no path can have made (possible states are followed as sets)."""
+    def _ask(self, verb: Callable[[], T]) -> T:
+        """The answer of the chain; if what was seen is impossible, the error names its time and not its node."""
+        try:
+            return verb()
+        except InputError:
+            self._name_impossible()
+            raise
+
+    def _name_impossible(self) -> None:
+        """Raise for the first observation that no path can have made (possible states are followed as sets)."""
         chain, open_ = self.chain, self.chain.log_g.detach() > -torch.inf
-        if bool(open_.all()):
-            return
         may = chain.P.detach() > 0
         alive = (chain.p0.detach() > 0) & open_[:, 0]
         for k in range(chain.n + 1):

@@ -55,8 +55,6 @@ class Rows:
 
 def rows_of(problem: Problem, emission: LinearEmission) -> Rows:
     """The observations of a problem at its nodes, under linear emissions ``(m, d)`` or ``(S|1, N|1, m, d)``."""
-    if problem.data.categories:
-        raise InputError("integers were observed and the observation law is Gaussian; give y as floats")
     y, seen = problem.data.y, problem.data.seen
     m = emission.L.shape[-2]
     if y.shape[-1] != m:

@@ -16,6 +16,7 @@ that a coordinate is missing.  Inside, everything is one padded tensor with a ba
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -94,11 +95,22 @@ class Observed:
     def __len__(self) -> int:
         return self.y.shape[0]
 
+    def as_real(self) -> Observed:
+        """Integers as the real numbers that a Gaussian law speaks of; refused where -1 may be a value or missing."""
+        if bool((~self.seen & self.real).any()):
+            raise InputError(
+                "integers were observed of a Gaussian law, and -1 among them may be a number or mean missing; give y "
+                "as floats, with NaN for missing"
+            )
+        other = copy.copy(self)
+        other.y = torch.where(self.real, self.y.double(), float("nan")).unsqueeze(-1)
+        return other
+
     def series(self, s: int) -> Observed:
         """Series ``s`` by itself."""
         n = int(self.lengths[s])
-        alone = object.__new__(Observed)
-        alone.__dict__.update(self.__dict__, single=True, layouts={})
+        alone = copy.copy(self)
+        alone.single, alone.layouts = True, {}
         alone.y, alone.times, alone.lengths = self.y[s : s + 1, :n], self.times[s : s + 1, :n], self.lengths[s : s + 1]
         return alone
 

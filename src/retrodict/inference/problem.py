@@ -38,8 +38,9 @@ class Problem:
     """
 
     def __init__(self, model: StateSpace, data: Observed) -> None:
-        self.model, self.data = model, data
         self.emission = _emission(model, data)
+        data = data.as_real() if data.categories and self.emission.gaussian else data
+        self.model, self.data = model, data
         self.layout = layout_of(data, model.t0, model.transition.unit)
         self.times, self.real, self.at = self.layout.times, self.layout.real, self.layout.at
         self.start, self.end = self.layout.start, self.layout.end
