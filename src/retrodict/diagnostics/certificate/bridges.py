@@ -1,8 +1,8 @@
 """Bridge consistency: ``bridge(x_t, t, s, eta)`` maps the law of x_t given the ends to the law of x_s given them.
 
 This is what makes every reverse step of a process a step between its own one-time laws, for every eta: DDPM and
-DDIM, unmasking and remasking.  Gaussian bridges are affine in (x0, x_t), so their moments are exact; bridges of discrete
-states are summed over all of them.
+DDIM, unmasking and remasking.  Gaussian bridges are affine in (x0, x_t), so their moments are exact; bridges of
+discrete states are summed over all of them.
 """
 
 from __future__ import annotations

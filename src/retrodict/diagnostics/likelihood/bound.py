@@ -11,8 +11,8 @@ believes (Sohl-Dickstein et al. 2015, in the form that holds for any data):
     -log p(x) <= KL(q(x_T | x) || prior) + sum_{k=2..T} E KL(q(x_{k-1} | x_k, x) || p(x_{k-1} | x_k))
                  + E[-log p(x | x_1)]
 
-With exact reverse kernels the bound is tight on average: it equals the entropy of the data.  Tokens have the
-bound of `retrodict.objectives.tokens`.
+With exact reverse kernels the bound is tight on average: it equals the entropy of the data.  Discrete
+states have the bound of `retrodict.diagnostics.likelihood.discrete`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from retrodict.core.errors import InputError, require
 from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser
 from retrodict.diagnostics.likelihood.bits import bits_per_dim
+from retrodict.diagnostics.likelihood.discrete import chain_terms, continuous_terms
 from retrodict.diagnostics.likelihood.units import check_data, of_part, parts, to_model_units
 from retrodict.kernels import Gaussian, Point
 from retrodict.kernels.laws import event_size, event_sum
-from retrodict.objectives.tokens import divergence, log_posterior, reveal_rate
-from retrodict.processes import GaussianPath, TokenBridge
+from retrodict.processes import Discrete, GaussianPath
 
 _LOG_SNR_FLOOR = -10.0  # what a path that ends in alpha = 0 has left below is e^-20 |x|^2 / 2
-_HIDE_FLOOR = 1e-9
 DECODERS = ("gaussian", "none")
 
 
@@ -93,8 +92,8 @@ def elbo(
     """The evidence bound of each datum.
 
     Args:
-        denoiser: of a scalar Gaussian path with one end, of masks or of a token bridge.
-        x: data ``(n, *shape)`` in the user's units, or tokens ``(n, L)``.
+        denoiser: of a scalar Gaussian path with one end, or of a discrete process.
+        x: data ``(n, *shape)`` in the user's units, tokens ``(n, L)`` or counts.
         x1: the source sequences of a token bridge.
         chain: levels ``0 < t_1 < ... < t_T = 1`` of a discrete chain; None is continuous time.
         belief_as: of a chain: "mean" (the reverse kernel at the posterior mean) or "gaussian" (with the
@@ -112,9 +111,11 @@ def elbo(
     """
     require(samples >= 1, f"samples is at least 1, got {samples}")
     process = denoiser.process
-    if isinstance(process, TokenBridge):
+    if isinstance(process, Discrete):
         check_data(denoiser, x, condition)
-        terms = _over_parts(x, samples, batch_size, condition, lambda *part: _tokens(denoiser, x1, *part), seed)
+        process.check(x, "x")
+        levels = None if chain is None else _levels(chain)
+        terms = _over_parts(x, samples, batch_size, condition, lambda *p: _discrete(denoiser, x1, levels, *p), seed)
         return Bound(*terms, 0.0, x[0].numel())
     if not isinstance(process, GaussianPath) or not process.scalar or len(process.ends) == 2:
         raise InputError(f"the bound needs tokens or a scalar Gaussian path with one end, got {process!r}")
@@ -244,18 +245,14 @@ def _kl(q: Gaussian, p: Gaussian) -> Tensor:
     return 0.5 * (event_sum(difference * p.cov.solve(difference)) + spread)
 
 
-# -- tokens ---------------------------------------------------------------------------------------------------
+# -- discrete states ------------------------------------------------------------------------------------------
 
 
-def _tokens(
-    denoiser: Denoiser, x1: Tensor | None, part: slice, samples: int, noise: KeyedNoise, x: Tensor,
-    condition: dict[str, Any],
+def _discrete(
+    denoiser: Denoiser, x1: Tensor | None, levels: list[float] | None, part: slice, samples: int, noise: KeyedNoise,
+    x: Tensor, condition: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    process: TokenBridge = denoiser.process  # type: ignore[assignment]
     source = None if x1 is None else x1[part].repeat_interleave(samples, 0)
-    t = _stratified(noise, samples).clamp_min(_HIDE_FLOOR)
-    u = noise.uniform((samples, *x.shape[1:])).flatten(0, 1)
-    x_t = process.corrupt(x, t, u, source)
-    log_p = log_posterior(denoiser, x_t, t, source, condition)
-    bound = reveal_rate(process, t) * divergence(process, log_p, x, x_t, source).double() * x[0].numel()
-    return torch.zeros_like(bound), bound, torch.zeros_like(bound)
+    if levels is not None:
+        return chain_terms(denoiser, levels, x, samples, noise, source, condition)
+    return continuous_terms(denoiser, _stratified(noise, samples), x, samples, noise, source, condition)
