@@ -9,7 +9,8 @@ Every choice gives unbiased estimates; a good one gives even weights.
   (an iterated extended smoother with the true drift).
 * "brownian": no drift; covariances along the nominal path.
 * `LinearSDE`: the user's own ``dX = (B X + beta) dt + sigma dW``.
-* arrays ``(A, b, Q)`` with leading axes ``(S, n)``; `learned.learn` returns such.
+* "learned": from "auto" on, by maximising the expected log-weight (`model.learned`).
+* arrays ``(A, b, Q)`` with leading axes ``(S, n)``.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def prepare(
         return settle(chosen, path if fixed else nominal(chosen, path), guide, last=True)
     if auxiliary not in _KNOWN:
         raise InputError(
-            f"unknown auxiliary {auxiliary!r}; known: {', '.join(_KNOWN)}, a LinearSDE, arrays (A, b, Q)."
+            f"unknown auxiliary {auxiliary!r}; known: {', '.join(_KNOWN)}, learned, a LinearSDE, arrays (A, b, Q)."
             f"{near(auxiliary, _KNOWN)}"
         )
     if not (fixed and steps.shared_root is not None and auxiliary != "linearise"):  # else the path is of no use

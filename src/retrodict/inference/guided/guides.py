@@ -18,10 +18,12 @@ other sign, found in some code, is wrong wherever a differs from a~).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from retrodict.inference.guided.messages import Messages, bend, quadratic
+from retrodict.inference.guided.messages import Bent, Messages, bend, quadratic
 from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.euler import Doob as DoobStep
 from retrodict.kernels.euler import dot, mv, normal_log_prob
@@ -38,14 +40,15 @@ class Guide:
     def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
         self.steps, self.auxiliary, self.messages = steps, auxiliary, messages
 
-    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
         """From states ``x (S, N, d)`` at node ``first`` through ``m = len(z)`` steps.
 
         Args:
             z: innovations ``(m, S, N, r)``.
+            whole: whether all states are asked for, or the last one will do (which a guide may ignore).
 
         Returns:
-            the states after each step ``(m, S, N, d)`` and the log-weight ``(S, N)`` of the stretch.
+            the states after each step ``(m|1, S, N, d)`` and the log-weight ``(S, N)`` of the stretch.
         """
         raise NotImplementedError
 
@@ -68,7 +71,7 @@ def total(H: Tensor, F: Tensor, x: Tensor) -> Tensor:
 class Free(Guide):
     """The true steps, unguided: what the bootstrap filter proposes."""
 
-    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
         states = []
         shared = self.steps.shared_root
         pushes = mv(shared[first : first + len(z)], z).unbind() if shared is not None else None
@@ -76,8 +79,11 @@ class Free(Guide):
             k = first + i
             push = pushes[i] if pushes is not None else mv(self.steps.root(k, x), z[i])
             x = self.steps.mean(k, x) + push
-            states.append(x)
-        return torch.stack(states), torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)
+            if whole:
+                states.append(x)
+        return torch.stack(states) if whole else x.unsqueeze(0), torch.zeros(
+            x.shape[:2], dtype=x.dtype, device=x.device
+        )
 
 
 class Doob(Guide):
@@ -86,13 +92,33 @@ class Doob(Guide):
     def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
         super().__init__(steps, auxiliary, messages)
         self.bent = None if steps.shared_root is None else bend(steps.shared_root, messages)
-        # one dimension, one series and no gradient: the coefficient of the mean is a number
-        G = None if self.bent is None else self.bent.G
-        plain = G is not None and G.shape[1] == 1 and G.shape[-1] == 1 and not G.requires_grad
-        self.numbers: list[float] | None = G.flatten().tolist() if G is not None and plain else None
+        self.numbers = None if self.bent is None else _numbers(self.bent, messages)
 
-    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
+        if self.numbers is not None and not (torch.is_grad_enabled() and x.requires_grad):
+            return self._scalar(self.numbers, first, x, z, whole)
         return self._by_step(first, x, z) if self.bent is None else self._affine(first, x, z)
+
+    def _scalar(self, numbers: Numbers, first: int, x: Tensor, z: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+        """One dimension and one series: coefficients are numbers, squares are completed, two operations a weight."""
+        assert self.bent is not None
+        span = slice(first, first + len(z))
+        rows = torch.addcmul(self.bent.g[span].unsqueeze(-2), z, self.bent.R[span]).unbind()
+        log_w = torch.full_like(x, sum(numbers.constant[span]))
+        states = []
+        for i, row in enumerate(rows):
+            k = first + i
+            centre, half = numbers.before[k]
+            gap = x - centre
+            log_w.addcmul_(gap, gap, value=half)  # - log h'
+            m = self.steps.mean(k, x)
+            centre, half = numbers.after[k]
+            gap = m - centre
+            log_w.addcmul_(gap, gap, value=half)  # + log kappa h
+            x = torch.add(row, m, alpha=numbers.slope[k])
+            if whole:
+                states.append(x)
+        return torch.stack(states) if whole else x.unsqueeze(0), log_w[..., 0]
 
     def _affine(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Roots that do not depend on the state: a step is one affine map, and the weights wait till after the loop."""
@@ -101,13 +127,10 @@ class Doob(Guide):
         R, g = self.bent.R[span].unsqueeze(-3), self.bent.g[span].unsqueeze(-2)
         # the noise of all steps at once
         rows = (torch.addcmul(g, z, R[..., 0]) if R.shape[-1] == R.shape[-2] == 1 else mv(R, z) + g).unbind()
-        before, means, mean = [x], [], self.steps.mean
+        before, means = [x], []
         for i, row in enumerate(rows):
-            m = mean(first + i, x)
-            if self.numbers is not None:
-                x = torch.add(row, m, alpha=self.numbers[first + i])
-            else:
-                x = row + mv(self.bent.G[first + i].unsqueeze(-3), m)
+            m = self.steps.mean(first + i, x)
+            x = row + mv(self.bent.G[first + i].unsqueeze(-3), m)
             means.append(m)
             before.append(x)
         path = torch.stack(before)
@@ -128,6 +151,30 @@ class Doob(Guide):
         return path[1:], log_kh - self._loss(first, path[:-1])
 
 
+class Numbers(NamedTuple):
+    """Steps of one dimension and one series as Python numbers: ``log kh = const - P (m - B/P)^2 / 2``, and h' alike."""
+
+    slope: list[float]
+    before: list[tuple[float, float]]  # F'/H', and H'/2: the loss
+    after: list[tuple[float, float]]  # B/P, and -P/2: the gain
+    constant: list[float]
+
+
+def _numbers(bent: Bent, messages: Messages) -> Numbers | None:
+    """The numbers where they serve: one dimension, one series, no gradient, and messages that say something."""
+    H, F, c = messages.pulled
+    graph = any(part.requires_grad for part in (*bent, H, F, c))
+    if bent.G.shape[1] != 1 or bent.G.shape[-1] != 1 or bent.R.shape[-1] != 1 or graph:
+        return None
+    P, B, H, F = (part.flatten() for part in (bent.P, bent.B, H, F))
+    if not P.numel() or bool((P < 1e-9).any() or (H < 1e-9).any()):
+        return None
+    centre, mean = F / H, B / P
+    constant = bent.C.flatten() + B * mean / 2 - c.flatten() - F * centre / 2
+    before, after = (list(zip(a.tolist(), b.tolist())) for a, b in ((centre, H / 2), (mean, -P / 2)))
+    return Numbers(bent.G.flatten().tolist(), before, after, constant.tolist())
+
+
 class Path(Guide):
     """Draws of the guided auxiliary, weighted by the ratio of the true and the auxiliary kernel."""
 
@@ -138,7 +185,7 @@ class Path(Guide):
         self.roots = [root(sym(Q)) for Q in self.affine[2].unbind(1)]
         self.spread = [root(sym(Q)) for Q in auxiliary[2].unbind(1)]
 
-    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
         states, log_w = [], torch.zeros((), dtype=x.dtype, device=x.device)
         for i in range(len(z)):
             k = first + i
@@ -162,7 +209,7 @@ class Continuous(Guide):
     its conditional law, and pays nothing.
     """
 
-    def run(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
         steps, states = self.steps, []
         assert isinstance(steps, EulerGrid)
         log_w = torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,8 +125,7 @@ def pin_pull(step: Step, h: Message, pin: Pin) -> Message:
     return fuse(pull(step, h), (white_L.mT @ white_L, (white_L.mT @ white).squeeze(-1), c))
 
 
-@dataclass(frozen=True)
-class Bent:
+class Bent(NamedTuple):
     """Steps ``N(m, S S')`` of a given root under messages: ``y = G m + g + R z``, ``log kh = C + B.m - m.P m/2``.
 
     Leading axes ``(n, S)``; P, B, C are the message pulled to the mean m.

@@ -6,7 +6,7 @@ remembers the stretches of a run when it is asked to, so that the engine carries
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.scans.gaussian.algebra import guided_root, mv
 from retrodict.particles import FeynmanKac
 
-_CACHED = 2048  # particles whose stretch is run together
+_CACHED = 4096  # particles whose stretch is run together
 WEIGHTS: dict[str, type[Guide]] = {"doob": Doob, "path": Path, "continuous": Continuous, "none": Free}
 
 
@@ -77,6 +77,8 @@ class GuidedModel(FeynmanKac):
         if self.weight == "continuous" and not isinstance(self.steps, EulerGrid):
             raise InputError("weight='continuous' is of diffusions; a chain in discrete time has 'doob' and 'path'")
         self.series = self.steps.series
+        if isinstance(self.auxiliary, str) and self.auxiliary == "learned":
+            self.auxiliary = learned(replace(self, auxiliary="auto"))
         self.bounds = sorted({0, *self.evidence.nodes, self.steps.n})
         self.guidance = self._free() if self.weight == "none" else self._prepare()
         self.n = len(self.bounds) - 1
@@ -169,7 +171,9 @@ class GuidedModel(FeynmanKac):
         """The last states of a stretch and its weights, a share of the particles at a time: what fits into cache."""
         runs = []
         for i in range(0, x.shape[1], _CACHED):
-            states, log_w = self.guidance.guide.run(first, x[:, i : i + _CACHED], z[:, :, i : i + _CACHED].double())
+            states, log_w = self.guidance.guide.run(
+                first, x[:, i : i + _CACHED], z[:, :, i : i + _CACHED].double(), False
+            )
             runs.append((states[-1], log_w))
         ends, weights = zip(*runs)
         return torch.cat(ends, 1), torch.cat(weights, 1)
@@ -191,3 +195,38 @@ class GuidedModel(FeynmanKac):
 
     def _steps_noise(self, steps: int, particles: int, noise: Noise) -> Tensor:
         return noise.normal((steps, particles, self.steps.r)).movedim(1, 0)
+
+
+def learned(
+    model: GuidedModel, rounds: int = 60, particles: int = 64, rate: float = 0.05, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Auxiliary steps ``(A, b, Q)`` that maximise the expected log-weight, from those of ``model`` on.
+
+    The bound is ``E[log-weight] <= log evidence``, with equality for the h-transform itself; its gradient passes
+    through guided paths, messages and innovations.  A, b and the scale of Q move, each step by itself.
+
+    Args:
+        rounds: of Adam with step size ``rate`` (in units of a whole path); particles: fresh paths a round.
+    """
+    A, b, Q = (part.detach() for part in model.auxiliary_steps)
+    S, n, d = b.shape
+    moves = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in ((S, n, d, d), (S, n, d), (S, n))]
+    optimiser = torch.optim.Adam(moves, lr=rate)
+    noise = KeyedNoise(seed, S, name="learn")
+    length = 1 / n
+
+    def steps() -> tuple[Tensor, Tensor, Tensor]:
+        return A + moves[0] * length, b + moves[1] * length, Q * moves[2].exp()[..., None, None]
+
+    chosen = steps()
+    for _ in range(rounds):
+        guided = replace(model, auxiliary=chosen)
+        _, log_w = guided.path(guided.innovations(particles, noise))
+        if not bool(torch.isfinite(log_w).all()):
+            break
+        optimiser.zero_grad()
+        (-log_w.mean(1).sum()).backward()
+        optimiser.step()
+        chosen = steps()
+    A, b, Q = (part.detach() for part in chosen)
+    return A, b, Q
