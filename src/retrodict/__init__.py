@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from retrodict.data import Data, load_data
     from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
     from retrodict.denoisers.diffusers import from_diffusers
-    from retrodict.inference import SDE, JumpProcess, Observed, StateSpace, Tree
+    from retrodict.inference import SDE, JumpProcess, Observed, ReactionNetwork, StateSpace, Tree
     from retrodict.particles import Population
     from retrodict.processes import (
         DDPM,
@@ -57,6 +57,7 @@ __all__ = [
     "Plan",
     "Population",
     "Product",
+    "ReactionNetwork",
     "RectifiedFlow",
     "Remask",
     "Samples",
@@ -91,6 +92,7 @@ _HOMES = {
     "from_diffusers": "retrodict.denoisers.diffusers",
     "JumpProcess": "retrodict.inference",
     "Observed": "retrodict.inference",
+    "ReactionNetwork": "retrodict.inference",
     "StateSpace": "retrodict.inference",
     "SDE": "retrodict.inference",
     "Tree": "retrodict.inference",

@@ -35,9 +35,12 @@ class Model:
     coordinates (so that no message is of full rank), some of them missing.
     """
 
-    def __init__(self, length: int, seed: int, observe_start: bool = True) -> None:
+    def __init__(self, length: int, seed: int, observe_start: bool = True, prior_rank: int = D) -> None:
         normal = rng(seed)
         self.prior = Gaussian(normal(BATCH, D), Lin.dense(spread(normal, BATCH)))
+        if prior_rank < D:  # singular: a start that is known in some directions, or altogether
+            root = normal(BATCH, D, max(prior_rank, 1)) * (prior_rank > 0)
+            self.prior = Gaussian(self.prior.mean, Lin.dense(root @ root.mT))
         self.transitions, self.observations = [], {}
         for n in range(length):
             v = normal(BATCH, D)
@@ -104,9 +107,9 @@ class Model:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 16, 17])
-@pytest.mark.parametrize("observe_start", [True, False])
-def test_smoothing_and_evidence_equal_the_dense_gaussian(length, observe_start):
-    model = Model(length, seed=length, observe_start=observe_start)
+@pytest.mark.parametrize(("observe_start", "prior_rank"), [(True, D), (False, D), (True, 1), (True, 0)])
+def test_smoothing_and_evidence_equal_the_dense_gaussian(length, observe_start, prior_rank):
+    model = Model(length, seed=length, observe_start=observe_start, prior_rank=prior_rank)
     chain = model.chain()
     residual, message = chain.pull()
     start, evidence = model.prior.fuse(message)

@@ -7,7 +7,7 @@ import retrodict.inference.exact
 import retrodict.inference.extended
 import retrodict.inference.particle_posterior  # noqa: F401  (they register their methods)
 from retrodict.inference.guided import GuidedPosterior
-from retrodict.inference.jumps import JumpPaths, JumpProcess
+from retrodict.inference.jumps import JumpPaths, JumpProcess, ReactionNetwork
 from retrodict.inference.models import StateSpace
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, Method, condition_model, methods, register
@@ -27,6 +27,7 @@ __all__ = [
     "Observed",
     "Paths",
     "Problem",
+    "ReactionNetwork",
     "StateSpace",
     "Tree",
     "condition_model",
