@@ -38,17 +38,17 @@ def compiled(module: dict[str, Any], names: Sequence[str]) -> None:
 def each(kernel: Callable[..., None], series: int, *arrays: np.ndarray) -> None:
     """``kernel(*(array[i] for each array))`` for every series i; a leading axis of one is shared."""
 
-    def run(i: int) -> None:
-        kernel(*(array[i if array.shape[0] > 1 else 0] for array in arrays))
-
     threads = min(torch.get_num_threads(), series)
+
+    def run(first: int) -> None:
+        for i in range(first, series, threads):
+            kernel(*(array[i if array.shape[0] > 1 else 0] for array in arrays))
+
     if threads == 1:
-        for i in range(series):
-            run(i)
+        run(0)
         return
-    run(0)  # compiles, if it must, before the threads start
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, range(1, series)))
+    with ThreadPoolExecutor(threads) as pool:  # a kernel holds no lock while it runs
+        list(pool.map(run, range(threads)))
 
 
 def array(x: Tensor) -> np.ndarray:
