@@ -17,7 +17,7 @@ from torch.distributions import Gamma, Independent, MultivariateNormal, Normal
 import retrodict as rd
 from retrodict.core.errors import InputError
 from retrodict.inference import Observed, StateSpace
-from retrodict.kernels import Categorical, Finite, Flip
+from retrodict.kernels import Categorical, Finite, Flip, Jump
 
 NAN = float("nan")
 RNG = np.random.default_rng(5)
@@ -111,13 +111,15 @@ def test_a_jump_process_in_continuous_time() -> None:
     """Irregular and repeated times: the transition is expm of a generator over each gap."""
     Q = np.array([[-0.5, 0.3, 0.2], [0.1, -0.4, 0.3], [0.0, 0.6, -0.6]])
     times, y = np.array([0.0, 0.4, 0.4, 2.0]), np.array([0, 2, 1, 2])
-    model = StateSpace(
-        PRIOR,
-        lambda s, t: Finite.of(torch.linalg.matrix_exp(torch.from_numpy(Q) * (t - s))),
-        Finite.of(torch.from_numpy(TABLE)),
-    )
-    steps = [expm(Q * gap) for gap in np.diff(times)]
-    check(rd.condition(model, Observed(y, times=times)), *enumerate_paths(steps, lambda k, x: TABLE[x, y[k]]))
+    rates = torch.from_numpy(Q)
+    for transition in (
+        lambda s, t: Finite.of(torch.linalg.matrix_exp(rates * (t - s))),
+        lambda s, t: Jump(rates, t - s),
+        lambda s, t: Jump(rates.to_sparse_csr(), t - s),
+    ):
+        model = StateSpace(PRIOR, transition, Finite.of(torch.from_numpy(TABLE)))
+        steps = [np.eye(3) if gap == 0 else expm(Q * gap) for gap in np.diff(times)]
+        check(rd.condition(model, Observed(y, times=times)), *enumerate_paths(steps, lambda k, x: TABLE[x, y[k]]))
 
 
 def test_a_flip_is_a_transition() -> None:

@@ -14,7 +14,7 @@ import retrodict as rd
 from inference.dense import Dense
 from retrodict.core.errors import InputError
 from retrodict.inference import Conditioned, Observed, StateSpace
-from retrodict.kernels import Gaussian, Kernel, LinearGaussian
+from retrodict.kernels import Gaussian, Kernel, LinearGaussian, LinearSDE
 from retrodict.processes import GaussianPath
 
 NAN = float("nan")
@@ -186,15 +186,21 @@ def test_forecasts_are_predictions_of_the_dense_law() -> None:
         post.forecast([1.0, 6.0])
 
 
-def test_a_process_is_a_transition() -> None:
-    """A stationary Ornstein-Uhlenbeck path as `GaussianPath`, beside its kernel in closed form."""
-    path = GaussianPath(lambda t: torch.exp(-2 * t), lambda t: torch.sqrt(-torch.expm1(-4 * t)))
+@pytest.mark.parametrize(
+    "transition",
+    [
+        GaussianPath(lambda t: torch.exp(-2 * t), lambda t: torch.sqrt(-torch.expm1(-4 * t))),
+        LinearSDE(-2.0, 0.0, 2.0, d=2),
+    ],
+)
+def test_processes_and_linear_sdes_are_transitions(transition: object) -> None:
+    """A stationary Ornstein-Uhlenbeck path two ways, beside its kernel in closed form."""
 
     def written(s: torch.Tensor, t: torch.Tensor) -> Kernel:
         return LinearGaussian(torch.exp(-2 * (t - s)), 0.0, -torch.expm1(-4 * (t - s)))
 
     data = Observed(series(4, True), times=[0.0, 0.3, 0.35, 0.9], noise=0.5)
-    a, b = (rd.condition(StateSpace(Gaussian(torch.zeros(2), 1.0), k), data) for k in (path, written))
+    a, b = (rd.condition(StateSpace(Gaussian(torch.zeros(2), 1.0), k), data) for k in (transition, written))
     assert torch.allclose(a.log_evidence, b.log_evidence, atol=1e-10)
     assert torch.allclose(a.smooth().mean, b.smooth().mean, atol=1e-10)
 

@@ -13,7 +13,7 @@ from retrodict import VP
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.inference import Observed, StateSpace
 from retrodict.inference.problem import Problem
-from retrodict.kernels import Categorical, Finite, Gaussian, Kernel, LinearGaussian
+from retrodict.kernels import Categorical, EulerStep, Finite, Gaussian, Kernel, LinearGaussian
 
 NAN = float("nan")
 PRIOR = Gaussian(torch.zeros(2), torch.eye(2))
@@ -196,6 +196,29 @@ def test_parameters_are_found_wherever_they_are() -> None:
     model = StateSpace(Normal(m, 1.0), LinearGaussian(A, 0.0, 1.0), lambda x: Normal(net(x.float()), scale.exp()))
     found = list(model.parameters())
     assert {id(p) for p in found} == {id(p) for p in (*net.parameters(), scale, A, m)} and len(found) == 5
+
+
+GLOBAL_NET = torch.nn.Linear(1, 1)
+
+
+def helper(x: Tensor) -> Tensor:
+    return GLOBAL_NET(x)
+
+
+def test_parameters_of_globals_methods_and_drifts_are_found_too() -> None:
+    scale = torch.nn.Parameter(torch.tensor(0.3))
+
+    class Law:
+        def __init__(self) -> None:
+            self.net = torch.nn.Linear(1, 1)
+
+        def observe(self, x: Tensor) -> Normal:
+            return Normal(self.net(x.float()), 1.0)
+
+    law = Law()
+    euler = EulerStep(lambda x, t: helper(x.float()), lambda x, t: scale, 0.0, 0.1)
+    found = StateSpace(Gaussian(0.0, 1.0), euler, law.observe).parameters()
+    assert {id(p) for p in found} == {id(p) for p in (*GLOBAL_NET.parameters(), *law.net.parameters(), scale)}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from retrodict.inference.transitions import Transition, as_transition
 from retrodict.kernels import Categorical, Gaussian
 
 _FOREIGN = {"numpy", "pandas", "xarray", "matplotlib"}
+_LIBRARIES = {"torch", "scipy", "sklearn", "retrodict", "math"}
 
 
 class StateSpace:
@@ -111,37 +112,47 @@ def as_prior(prior: Any) -> tuple[Any, str, int]:
     return Gaussian(mean, Lin.dense(cov if cov.ndim == 3 else cov[None])), "real", mean.shape[-1]
 
 
-def leaves(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+def leaves(value: Any) -> Iterator[Tensor]:
     """Tensors inside a value that ask for gradients, each once: through modules, kernels, lists and closures."""
+    yield from (leaf for _, leaf in named_leaves(value))
+
+
+def named_leaves(
+    value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """`leaves` with the names of the attributes, variables and keys that lead to each."""
     seen = set() if seen is None else seen
     if value is None or id(value) in seen or isinstance(value, (str, bytes, int, float, type)):
         return
     if isinstance(value, Tensor) and value._base is not None:
-        yield from leaves(value._base, seen)  # distributions keep expanded views of their parameters
+        yield from named_leaves(value._base, path, seen)  # distributions keep expanded views of their parameters
         return
     seen.add(id(value))
     if type(value).__module__.split(".")[0] in _FOREIGN:
         return
     if isinstance(value, Tensor):
         if value.requires_grad and value.is_leaf:
-            yield value
+            yield path, value
         return
+    for name, part in _parts(value).items():
+        yield from named_leaves(part, (*path, name), seen)
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a value is made of, by name."""
     if isinstance(value, torch.nn.Module):
-        parts: Any = list(value.parameters())
-    elif isinstance(value, (list, tuple, set)):
-        parts = list(value)
-    elif isinstance(value, dict):
-        parts = list(value.values())
-    elif inspect.ismethod(value):
-        parts = [value.__self__, value.__func__]
-    elif inspect.isfunction(value):
+        return dict(value.named_parameters())
+    if isinstance(value, (list, tuple, set)):
+        return {str(i): part for i, part in enumerate(value)}
+    if isinstance(value, dict):
+        return {str(key): part for key, part in value.items()}
+    if inspect.ismethod(value):
+        return {"self": value.__self__, "function": value.__func__}
+    if inspect.isfunction(value):
         inside = inspect.getclosurevars(value)
-        parts = [*inside.nonlocals.values(), *(v for v in inside.globals.values() if not inspect.ismodule(v))]
-    elif is_dataclass(value):
-        parts = [getattr(value, f.name) for f in fields(value)]
-    elif inspect.ismodule(value) or inspect.isbuiltin(value):
-        return
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    for part in parts:
-        yield from leaves(part, seen)
+        return {**{k: v for k, v in inside.globals.items() if not inspect.ismodule(v)}, **inside.nonlocals}
+    if inspect.ismodule(value) or inspect.isbuiltin(value):
+        return {}
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return dict(getattr(value, "__dict__", {}))

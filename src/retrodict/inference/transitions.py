@@ -234,8 +234,9 @@ def kernel_arrays(kernel: Kernel, size: int) -> Arrays:
             require(bool(torch.isfinite(value).all()), f"the transition's {name} has entries that are not finite")
         require(bool(torch.isfinite(b).all()), "the transition's b has entries that are not finite")
         return A, b, Q
-    if isinstance(kernel, Finite):
-        table = kernel.log_p.double().exp()
+    log_p = getattr(kernel, "log_p", None)
+    if log_p is not None:
+        table = log_p.double().exp()
     else:  # O(K) kernels: push every state
         table = kernel.push(Categorical(torch.eye(size, dtype=torch.float64).log())).log_p.exp()
     if table.shape[-2:] != (size, size):
