@@ -42,6 +42,13 @@ def rates_of(off_diagonal: Tensor) -> Tensor:
     return off - torch.diag_embed(off.sum(-1))
 
 
+def as_generator(value: Any) -> Tensor:
+    """Checked dense rates ``(..., S, S)`` in float64; rows of lower precision are made to sum to zero again."""
+    rates = real_tensor(value, "rates")
+    check_rates(rates)
+    return rates if rates.dtype == torch.float64 else rates_of(rates.double())
+
+
 def transition_matrix(rates: Tensor, dt: float | Tensor) -> Tensor:
     """``exp(rates dt)`` for generators ``(..., S, S)`` and times ``(...)`` of at least zero; differentiable in both."""
     dt = torch.as_tensor(dt, dtype=rates.dtype, device=rates.device)
@@ -125,17 +132,16 @@ class Jump(Kernel):
         method: "expm", "uniformisation", or "auto": expm up to 512 dense states.
     """
 
-    rates: Tensor
+    rates: Any
     dt: float | Tensor
     method: str = "auto"
 
     def __post_init__(self) -> None:
-        rates = real_tensor(self.rates, "rates")
-        if rates.layout == torch.strided:
-            check_rates(rates)
-        else:
-            rates = rates.to_sparse_csr()
+        if isinstance(self.rates, Tensor) and self.rates.layout != torch.strided:
+            rates = self.rates.to_sparse_csr()
             _check_sparse(rates)
+        else:
+            rates = as_generator(self.rates)
         if bool((torch.as_tensor(self.dt) < 0).any()):
             raise InputError(f"dt is a length of time, at least zero; got {self.dt}")
         if self.method not in ("auto", "expm", "uniformisation"):
@@ -171,7 +177,7 @@ class Jump(Kernel):
         if self.rates.layout != torch.strided:
             eye = torch.eye(self.rates.shape[0], dtype=self.rates.dtype)
             return Finite(uniformised(self.rates, float(self.dt), eye).log())
-        return Finite(safe_log(transition_matrix(self.rates.double(), self.dt)))
+        return Finite(safe_log(transition_matrix(self.rates, self.dt)))
 
     @property
     def log_p(self) -> Tensor:

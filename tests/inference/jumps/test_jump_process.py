@@ -123,7 +123,7 @@ def test_exact_observations_and_tables():
     assert abs(float(post.log_evidence) - math.log(expected)) < 1e-12
     with pytest.raises(InputError, match="probability zero"):
         stuck = JumpProcess(torch.zeros(2, 2), [0.5, 0.5])
-        condition_model(stuck, Observed([0, 1], [0.5, 2.0]))
+        _ = condition_model(stuck, Observed([0, 1], [0.5, 2.0])).log_evidence
 
 
 def test_expected_jumps_and_dwell_times_by_van_loan():
@@ -255,6 +255,14 @@ def test_forecasts_and_other_methods_of_a_state_space():
     assert np.abs(ahead - p / evidence @ linalg.expm(Q)).max() < 1e-12
     assert post.viterbi().x.shape == (1, 1, 4) and post.sample(5).x.shape == (5, 1, 4)
     assert "JumpProcess" in repr(post)
+
+
+def test_rates_in_single_precision_are_rates():
+    """Rows that sum to zero within single precision are accepted, and then do so in double."""
+    Q = rates().float()
+    for given in (Q, lambda: Q):
+        found = JumpProcess(given, PRIOR).rates
+        assert found.dtype == torch.float64 and float(found.sum(-1).abs().max()) < 1e-15
 
 
 def test_wrong_input_is_refused():

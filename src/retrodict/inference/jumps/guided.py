@@ -25,6 +25,7 @@ from retrodict.inference.jumps.process import JumpProcess
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, register
 from retrodict.inference.results import Marginals, Paths
+from retrodict.kernels.jump import as_generator
 from retrodict.particles import ess, log_mean_exp
 
 
@@ -116,6 +117,6 @@ def guided(
     """``auxiliary``: rates ``(K, K)`` of the process whose exact posterior is drawn and weighted."""
     if auxiliary is None:
         raise InputError("method='guided' of a JumpProcess takes auxiliary=, rates (K, K) of a simpler process")
-    rates = torch.as_tensor(auxiliary, dtype=torch.float64)
+    rates = as_generator(auxiliary)
     rates = rates.expand(len(model.breaks) + 1, -1, -1) if rates.ndim == 2 else rates
     return GuidedJumps(model if start is None else model.started(start), data, rates, particles, seed)

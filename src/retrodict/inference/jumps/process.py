@@ -17,9 +17,9 @@ from torch import Tensor
 from retrodict.core.errors import InputError, require
 from retrodict.inference.models import StateSpace, as_prior
 from retrodict.kernels import Categorical, Finite
-from retrodict.kernels.checks import check_rates, real_tensor
+from retrodict.kernels.checks import real_tensor
 from retrodict.kernels.finite import safe_log
-from retrodict.kernels.jump import transition_matrix
+from retrodict.kernels.jump import as_generator, transition_matrix
 
 
 class JumpProcess(StateSpace):
@@ -49,12 +49,11 @@ class JumpProcess(StateSpace):
         t0: float | None = 0.0,
         breaks: Sequence[float] | Tensor | None = None,
     ) -> None:
-        self._rates: Any = rates if callable(rates) else real_tensor(rates, "rates").double()
+        self._rates: Any = rates if callable(rates) else as_generator(rates)
         self.breaks = torch.as_tensor([] if breaks is None else breaks, dtype=torch.float64)
         require(bool((self.breaks.diff() > 0).all()), f"breaks are increasing times, got {self.breaks.tolist()}")
         found = self.rates
         K = found.shape[-1]
-        check_rates(found)
         if found.shape[0] != len(self.breaks) + 1:
             raise InputError(
                 f"rates are of {found.shape[0]} pieces and there are {len(self.breaks)} breaks between them; give one"
@@ -74,7 +73,7 @@ class JumpProcess(StateSpace):
     def rates(self) -> Tensor:
         """The generators ``(pieces, K, K)``."""
         make: Any = self._rates
-        value: Tensor = make if isinstance(make, Tensor) else make()
+        value = make if isinstance(make, Tensor) else as_generator(make())
         return value if value.ndim == 3 else value.unsqueeze(0)
 
     def kernel(self, s: float | Tensor, t: float | Tensor) -> Finite:
