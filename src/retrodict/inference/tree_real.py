@@ -22,7 +22,7 @@ from retrodict.core.noise import KeyedNoise, Noise
 from retrodict.inference.guided.auxiliary import brownian
 from retrodict.inference.guided.evidence import Evidence, observation_law
 from retrodict.inference.guided.guides import Doob
-from retrodict.inference.guided.messages import Messages, sweep
+from retrodict.inference.guided.messages import Messages, absorb, sweep
 from retrodict.inference.guided.posterior import start_law
 from retrodict.inference.guided.steps import EulerGrid, KernelSteps, Steps
 from retrodict.inference.observed import Observed
@@ -31,7 +31,7 @@ from retrodict.inference.sde import SDE, euler_nodes
 from retrodict.inference.tree import Edges, Tree, TreePosterior
 from retrodict.kernels import Kernel, LinearGaussian
 from retrodict.kernels.euler import Pin, dense, mv
-from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes, guided, guided_root, pull
+from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes, guided_root
 from retrodict.kernels.scans.gaussian.algebra import mv as apply
 from retrodict.particles import ess
 
@@ -164,7 +164,7 @@ class RealTree(TreePosterior):
             children, parents = level.edges.children, torch.tensor(level.edges.parents)
             own: Message = tuple(part[:, children].flatten(0, 1) for part in fused)  # type: ignore[assignment]
             if level.joint is not None:
-                level.joined = H, F, c = pull(level.joint, own)
+                level.joined = H, F, c = _pull_wide(level.joint, own)
                 p = len(parents)
                 blocks = H.reshape(S, p, d, p, d)
                 first = torch.zeros(p, dtype=torch.float64)
@@ -223,10 +223,11 @@ class RealTree(TreePosterior):
         """The child of several parents, and what the blocks across its message weigh."""
         assert level.joint is not None and level.joined is not None and level.messages is not None
         h: Message = tuple(part[:, 0] for part in level.messages.fused)  # type: ignore[assignment]
-        A, b, _ = guided(level.joint, h)
-        root = guided_root(level.joint[2], h[0])
+        A, b, Q = level.joint
+        (G, g, _), _ = absorb((torch.eye(self.d, dtype=A.dtype)[None], b, Q), h)
+        root = guided_root(Q, h[0])
         together = torch.cat(parents, -1)
-        y = mv(A.unsqueeze(1), together) + b.unsqueeze(1) + mv(root.unsqueeze(1), z)
+        y = mv((G @ A).unsqueeze(1), together) + g.unsqueeze(1) + mv(root.unsqueeze(1), z)
         S, p, d = together.shape[0], len(parents), self.d
         across = level.joined[0].reshape(S, p, d, p, d).clone()
         for i in range(p):
@@ -281,9 +282,16 @@ class RealTree(TreePosterior):
         assert level.auxiliary is not None and level.messages is not None
         h: Message = tuple(part[:, -1] for part in level.messages.fused)  # type: ignore[assignment]
         step: Step = tuple(part[:, 0] for part in level.auxiliary)  # type: ignore[assignment]
-        A, b, Q = guided(step, h)
+        (A, b, Q), _ = absorb(step, h)
         for pin in level.pins.values():
             E, e = pin.E[:, 0], pin.e[:, 0]
             gain = torch.linalg.solve(E @ Q @ E.mT, E @ Q).mT
             A, b, Q = A - gain @ E @ A, b + apply(gain, e - apply(E, b)), Q - gain @ E @ Q
         return A, b, Q
+
+
+def _pull_wide(step: Step, h: Message) -> Message:
+    """The message about all parents, side by side, through ``A (d, p d)``: pulled to the mean, then along A."""
+    A, b, Q = step
+    _, (P, B, C) = absorb((torch.eye(Q.shape[-1], dtype=A.dtype)[None], b, Q), h)
+    return A.mT @ P @ A, apply(A.mT, B), C

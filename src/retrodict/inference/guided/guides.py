@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retrodict.inference.guided.messages import Bent, Messages, bend, quadratic
+from retrodict.inference.guided.messages import Bent, Messages, absorb, bend, quadratic
 from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.euler import Doob as DoobStep
 from retrodict.kernels.euler import dot, mv, normal_log_prob
-from retrodict.kernels.scans.gaussian.algebra import Step, guided, root, sym
+from retrodict.kernels.scans.gaussian.algebra import Step, root, sym
 
 
 class Guide:
@@ -181,7 +181,7 @@ class Path(Guide):
     def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
         super().__init__(steps, auxiliary, messages)
         H, F, c = messages.fused
-        self.affine = guided(auxiliary, (H[:, 1:], F[:, 1:], c[:, 1:]))
+        self.affine, _ = absorb(auxiliary, (H[:, 1:], F[:, 1:], c[:, 1:]))
         self.roots = [root(sym(Q)) for Q in self.affine[2].unbind(1)]
         self.spread = [root(sym(Q)) for Q in auxiliary[2].unbind(1)]
 

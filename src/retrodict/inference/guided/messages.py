@@ -22,7 +22,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.kernels.euler import Pin
 from retrodict.kernels.scans import gaussian
-from retrodict.kernels.scans.gaussian.algebra import Message, Step, fuse, guided, mv, pull, sym
+from retrodict.kernels.scans.gaussian.algebra import Message, Step, element, fuse, mv, sym
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -50,6 +50,12 @@ class Messages:
         """The pulled message at node k, with an axis of particles."""
         H, F, c = self.pulled
         return H[:, k, None], F[:, k, None], c[:, k, None]
+
+
+def absorb(step: Step, h: Message) -> tuple[Step, Message]:
+    """The step conditioned on the message at its end, and the message pulled to its start."""
+    A, b, Q, eta, J, l = element(step, h)
+    return (A, b, Q), (J, eta, l)
 
 
 def sweep(steps: Step, potentials: Message, pins: dict[int, Pin]) -> Messages:
@@ -106,7 +112,7 @@ def sweep_stretches(steps: Step, potentials: Message, pins: dict[int, Pin], boun
 def pin_pull(step: Step, h: Message, pin: Pin) -> Message:
     """The message one step before a node with message h ``(S, ...)`` whose rows ``E y = e`` are met exactly."""
     E, e = pin.E[:, 0], pin.e[:, 0]
-    A, b, Q = guided(step, h)
+    (A, b, Q), pulled = absorb(step, h)
     M = sym(E @ Q @ E.mT)
     root, info = torch.linalg.cholesky_ex(M)
     if bool((info != 0).any()):
@@ -122,7 +128,7 @@ def pin_pull(step: Step, h: Message, pin: Pin) -> Message:
         - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         - 0.5 * e.shape[-1] * _LOG_2PI
     )
-    return fuse(pull(step, h), (white_L.mT @ white_L, (white_L.mT @ white).squeeze(-1), c))
+    return fuse(pulled, (white_L.mT @ white_L, (white_L.mT @ white).squeeze(-1), c))
 
 
 class Bent(NamedTuple):
@@ -147,8 +153,7 @@ def bend(S: Tensor, messages: Messages) -> Bent:
     S = S[:, :, 0].movedim(0, 1).expand(series, n, -1, -1)
     eye = torch.eye(d, dtype=S.dtype, device=S.device).expand(series, n, d, d)
     step = (eye, torch.zeros_like(h[1]), S @ S.mT)
-    P, B, C = pull(step, h)
-    G, g, _ = guided(step, h)
+    (G, g, _), (P, B, C) = absorb(step, h)
     inner = torch.linalg.cholesky(sym(S.mT @ h[0] @ S) + torch.eye(S.shape[-1], dtype=S.dtype, device=S.device))
     R = torch.linalg.solve_triangular(inner, S.mT, upper=False).mT
     parts = [part.movedim(1, 0) for part in (G, g, R, P, B, C)]
@@ -200,7 +205,7 @@ def _stretch(steps: Step, potentials: Message) -> Message:
 
 def _pull_all(steps: Step, fused: Message) -> Message:
     """Messages pulled to the nodes before each step, all steps at once."""
-    return pull(steps, tuple(part[:, 1:] for part in fused))  # type: ignore[arg-type]
+    return absorb(steps, tuple(part[:, 1:] for part in fused))[1]  # type: ignore[arg-type]
 
 
 def _slice(h: Message, start: int, end: int) -> Message:
