@@ -1,10 +1,10 @@
 """The algebra of linear-Gaussian steps and quadratic messages, on plain tensors with any leading axes.
 
 A message is ``(H, F, c)``: ``log h(x) = c + F.x - x.Hx/2``.  A step is ``(A, b, Q)``: ``y ~ N(A x + b, Q)``.  With
-``G = (I + Q H)^-1`` and ``u = F - H b``:
+``G = (I + Q H)^-1`` and ``V = G Q`` and ``u = F - H b``:
 
-    pull     H' = A'G'HA    F' = A'G'u    c' = c - logdet(I + QH)/2 + F.b - b.Hb/2 + u.QG'u/2
-    guided   y ~ N(G (A x + b + Q F), G Q)
+    guided   y ~ N(G A x + b + V u, V)
+    pulled   H' = A'G'HA    F' = A'G'u    c' = c - logdet(I + QH)/2 + F.b - b.Hb/2 + u.Vu/2
 
 A segment of a chain is ``(A, b, C, eta, J, l)``: the unnormalised kernel ``N(y; A x + b, C) exp(l + eta.x - x.Jx/2)``
 (Sarkka and Garcia-Fernandez, "Temporal parallelization of Bayesian smoothers", 2021, with the log constant added).
@@ -52,79 +52,64 @@ def sym(A: Tensor) -> Tensor:
     return (A + A.mT) / 2
 
 
-def gain(Q: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """``G = (I + Q H)^-1`` and ``logdet(I + Q H)``; the determinant is at least one."""
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    inner = Q @ H + eye
-    factors = torch.linalg.lu_factor_ex(inner)
-    logdet = factors.LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    return torch.linalg.lu_solve(factors.LU, factors.pivots, eye.expand_as(inner)), logdet
-
-
 def fuse(g: Message, h: Message) -> Message:
     """The product of two messages."""
     return g[0] + h[0], g[1] + h[1], g[2] + h[2]
 
 
-def integral(b: Tensor, Q: Tensor, G: Tensor, logdet: Tensor, h: Message) -> Tensor:
-    """``log E[h(y)]`` for ``y ~ N(b, Q)``."""
-    H, F, c = h
-    Hb = mv(H, b)
-    u = F - Hb
-    return c - logdet / 2 + dot(F, b) - dot(b, Hb) / 2 + dot(u, mv(G @ Q, u)) / 2
-
-
-def pull(step: Step, h: Message) -> Message:
-    """The message one step earlier."""
-    return _pulled(step, h, *gain(step[2], h[0]))
-
-
-def _pulled(step: Step, h: Message, G: Tensor, logdet: Tensor) -> Message:
+def absorb(step: Step, h: Message) -> tuple[Step, Message]:
+    """The step conditioned on the message at its end, and the message pulled to its start."""
     A, b, Q = step
-    H, F, _ = h
-    AG = (G @ A).mT
-    return sym(AG @ H @ A), mv(AG, F - mv(H, b)), integral(b, Q, G, logdet, h)
-
-
-def guided(step: Step, h: Message) -> Step:
-    """The step conditioned on the message at its end: again ``(A, b, Q)``."""
-    A, b, Q = step
-    G, _ = gain(Q, h[0])
-    return G @ A, mv(G, b + mv(Q, h[1])), sym(G @ Q)
+    d = Q.shape[-1]
+    lead = torch.broadcast_shapes(A.shape[:-2], Q.shape[:-2])
+    E, V, logdet = _solve(Q, h[0], torch.cat((A.expand(*lead, d, d), Q.expand(*lead, d, d)), -1))
+    g, const = _absorbed(b, V, logdet, h)
+    HA = h[0] @ A
+    return (E, g, V), (sym(E.mT @ HA), mv(E.mT, h[1] - mv(h[0], b)), const)
 
 
 def bayes(m: Tensor, P: Tensor, h: Message) -> tuple[Tensor, Tensor, Tensor]:
     """``N(m, P)`` times the message: posterior mean, covariance and log evidence."""
-    G, logdet = gain(P, h[0])
-    return mv(G, m + mv(P, h[1])), sym(G @ P), integral(m, P, G, logdet, h)
+    _, V, logdet = _solve(P, h[0], P)
+    mean, log_evidence = _absorbed(m, V, logdet, h)
+    return mean, V, log_evidence
+
+
+def _solve(Q: Tensor, H: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``G`` times the columns of ``right``, of which the last d are Q, as ``(rest, sym(G Q))``, and logdet(I + Q H)."""
+    d = Q.shape[-1]
+    inner = Q @ H + torch.eye(d, dtype=Q.dtype, device=Q.device)
+    factors = torch.linalg.lu_factor_ex(inner)
+    logdet = factors.LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    solved = torch.linalg.lu_solve(factors.LU, factors.pivots, right.expand(*inner.shape[:-1], right.shape[-1]))
+    return solved[..., :-d], sym(solved[..., -d:]), logdet
+
+
+def _absorbed(b: Tensor, V: Tensor, logdet: Tensor, h: Message) -> tuple[Tensor, Tensor]:
+    """The conditioned mean ``y = b + V (F - H b)`` and ``log E[h]`` under ``N(b, Q)``, with ``V = G Q``.
+
+    The constant is evaluated at y, where an error of y counts to second order: c + F.y - y.Hy/2 is the message there
+    and ``(y - b).(F - H y) = (y - b).Q^-1 (y - b)``.
+    """
+    H, F, c = h
+    shift = mv(V, F - mv(H, b))
+    y = b + shift
+    r = F - mv(H, y)
+    return y, c + dot(F + r, y) / 2 - dot(shift, r) / 2 - logdet / 2
 
 
 def element(step: Step, g: Message) -> Segment:
     """The segment "step, then potential g"."""
-    A, b, Q = step
-    G, logdet = gain(Q, g[0])
-    J, eta, l = _pulled(step, g, G, logdet)
-    return G @ A, mv(G, b + mv(Q, g[1])), sym(G @ Q), eta, J, l
+    guided, (J, eta, l) = absorb(step, g)
+    return (*guided, eta, J, l)
 
 
 def combine(first: Segment, second: Segment) -> Segment:
-    """The segment "first, then second"."""
+    """The segment "first, then second": the first absorbs the second's message and goes on by its step."""
     A1, b1, C1, eta1, J1, l1 = first
     A2, b2, C2, eta2, J2, l2 = second
-    D, logdet = gain(C1, J2)
-    A2D = A2 @ D
-    A1D = (D @ A1).mT
-    u = eta2 - mv(J2, b1)
-    DC = D @ C1
-    l = l1 + l2 - logdet / 2 + dot(eta2 + u, b1) / 2 + dot(u, mv(DC, u)) / 2
-    return (
-        A2D @ A1,
-        mv(A2D, b1 + mv(C1, eta2)) + b2,
-        sym(A2 @ DC @ A2.mT + C2),
-        mv(A1D, u) + eta1,
-        sym(A1D @ J2 @ A1 + J1),
-        l,
-    )
+    (E, g, V), (J, eta, l) = absorb((A1, b1, C1), (J2, eta2, l2))
+    return A2 @ E, mv(A2, g) + b2, sym(A2 @ V @ A2.mT) + C2, eta + eta1, J + J1, l + l1
 
 
 def root(C: Tensor) -> Tensor:

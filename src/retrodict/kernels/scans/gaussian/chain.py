@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
-from retrodict.kernels.scans.gaussian.algebra import Message, Step, guided
+from retrodict.kernels.scans.gaussian.algebra import Message, Step, absorb
 
 # name: (axes before the state axes, state axes)
 _LAYOUT = {"m0": (1, 1), "P0": (1, 2), "A": (2, 2), "b": (2, 1), "Q": (2, 2), "H": (2, 2), "F": (2, 1), "c": (2, 0)}
@@ -106,7 +106,7 @@ class GaussianChain:
 
 def guided_steps(chain: GaussianChain, h: Message) -> Step:
     """Every step conditioned on the fused message at its end, ``(S|1, n, ...)``."""
-    return guided(chain.steps(), (h[0][:, 1:], h[1][:, 1:], h[2][:, 1:]))
+    return absorb(chain.steps(), (h[0][:, 1:], h[1][:, 1:], h[2][:, 1:]))[0]
 
 
 @dataclass(frozen=True)

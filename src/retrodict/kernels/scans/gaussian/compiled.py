@@ -4,7 +4,7 @@ Covariances do not depend on the data, so each pass is split in two: a matrix pa
 their matrices, and a vector pass a series.  With ``V = (I + QH)^-1 Q``, ``E = (I + QH)^-1 A`` and ``u = F - H b``:
 
     guided mean  E x + b + V u        pulled  H' = E'HA,  F' = E'u,
-    pulled constant  c - logdet(I + QH)/2 + F.b - b.Hb/2 + u.Vu/2
+    pulled constant  c - logdet(I + QH)/2 + F.y - y.Hy/2 - (y - b).(F - H y)/2  at  y = b + V u
 
 Where A, Q and H are the same at every step the matrices settle: from the step on at which they repeat to rounding the
 matrix passes copy.  Takes singular P0, Q and H, as everything here.
@@ -25,6 +25,7 @@ from retrodict.kernels.scans.native import array, compiled, each
 KERNELS = (
     "eliminate",
     "root",
+    "absorbed",
     "same",
     "settled",
     "backward_matrices",
@@ -112,6 +113,23 @@ def settled(C, D):  # type: ignore[no-untyped-def]
     return True
 
 
+def absorbed(b, V, H, F, u, y):  # type: ignore[no-untyped-def]
+    """``y = b + V u``, and ``F.y - y.Hy/2 - (y - b).(F - H y)/2``: see `algebra`."""
+    d = b.shape[0]
+    for i in range(d):
+        x = 0.0
+        for j in range(d):
+            x += V[i, j] * u[j]
+        y[i] = b[i] + x
+    total = 0.0
+    for i in range(d):
+        r = F[i]
+        for j in range(d):
+            r -= H[i, j] * y[j]
+        total += 0.5 * ((F[i] + r) * y[i] - (y[i] - b[i]) * r)
+    return total
+
+
 def backward_matrices(A, Q, H, fused, E, V, logdet):  # type: ignore[no-untyped-def]
     """Fused H of every node; E, V and logdet of every guided step."""
     n, d = E.shape[0], E.shape[1]
@@ -168,19 +186,11 @@ def backward_vectors(b, F, c, fused, E, V, logdet, fused_F, fused_c, g):  # type
         fused_F[n, i] = F[n, i]
     for k in range(n, 0, -1):
         bk, h, f, e, v = b[min(k - 1, b.shape[0] - 1)], fused[k], fused_F[k], E[k - 1], V[k - 1]
-        x = fused_c[k] - 0.5 * logdet[k - 1]
         for i in range(d):
             u[i] = f[i]
             for j in range(d):
                 u[i] -= h[i, j] * bk[j]
-            x += 0.5 * (f[i] + u[i]) * bk[i]  # F.b - b.Hb/2
-        for i in range(d):
-            y = 0.0
-            for j in range(d):
-                y += v[i, j] * u[j]
-            g[k - 1, i] = bk[i] + y
-            x += 0.5 * u[i] * y
-        fused_c[k - 1] = x + c[k - 1]
+        fused_c[k - 1] = c[k - 1] + fused_c[k] - 0.5 * logdet[k - 1] + absorbed(bk, v, h, f, u, g[k - 1])
         for j in range(d):
             y = F[k - 1, j]
             for i in range(d):
@@ -242,18 +252,11 @@ def forward_vectors(m0, A, b, H, F, c, cov, logdet, mean, total):  # type: ignor
                 for j in range(d):
                     y += Ak[i, j] * mean[k - 1, j]
                 m[i] = y
-        x += c[k] - 0.5 * logdet[k]
         for i in range(d):
             u[i] = F[k, i]
             for j in range(d):
                 u[i] -= h[i, j] * m[j]
-            x += 0.5 * (F[k, i] + u[i]) * m[i]
-        for i in range(d):
-            y = 0.0
-            for j in range(d):
-                y += cov[k, i, j] * u[j]
-            mean[k, i] = m[i] + y
-            x += 0.5 * u[i] * y
+        x += c[k] - 0.5 * logdet[k] + absorbed(m, cov[k], h, F[k], u, mean[k])
     total[0] = x
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes, fuse, guided_root, mv, pull, sym
+from retrodict.kernels.scans.gaussian.algebra import Message, Step, absorb, bayes, fuse, guided_root, mv, sym
 from retrodict.kernels.scans.gaussian.chain import GaussianChain, guided_steps
 
 
@@ -20,7 +20,7 @@ def messages(chain: GaussianChain) -> Message:
     h = chain.potential(chain.n)
     found = [h]
     for k in range(chain.n, 0, -1):
-        h = fuse(chain.potential(k - 1), pull(chain.step(k), h))
+        h = fuse(chain.potential(k - 1), absorb(chain.step(k), h)[1])
         found.append(h)
     H, F, c = (_stack(xs[::-1]) for xs in zip(*found))
     return H, F, c
