@@ -83,13 +83,16 @@ def test_ancestry_tells_living_lines_from_dead_ones() -> None:
 
 
 def test_trees_are_laid_out_without_crossings() -> None:
-    edges = [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5)]
-    ax = plots.tree(edges, lengths=[1, 2, 1, 3, 0.5], values=torch.arange(6.0), labels="abcdef")
-    points = ax.collections[0].get_offsets()
-    assert points[:, 0].tolist() == [0, 1, 2, 2, 4, 2.5]
-    assert points[1, 1] == pytest.approx((points[3, 1] + points[4, 1]) / 2)
-    assert sorted(points[[3, 4, 5], 1].tolist()) == [0, 1, 2]
-    assert [a.get_text() for a in ax.texts] == list("abcdef")
+    edges = [("a", "b", 1), ("a", "c", 2), ("b", "d"), ("b", "e", 3), ("c", "f", 0.5)]
+    ax = plots.tree(edges, values=dict.fromkeys("abcdef", 1.0))
+    names = [a.get_text() for a in ax.texts]
+    place = dict(zip(names, ax.collections[0].get_offsets().tolist()))
+    assert {v: x for v, (x, _) in place.items()} == {"a": 0, "b": 1, "c": 2, "d": 2, "e": 4, "f": 2.5}
+    assert place["b"][1] == pytest.approx((place["d"][1] + place["e"][1]) / 2)
+    assert [place[v][1] for v in "def"] == [0, 1, 2] and place["c"][1] == place["f"][1]
+    assert not plots.tree([(0, 1), (0, 2)], labels=False).texts
     for bad in ([(0, 1), (2, 3)], [(0, 2), (1, 2)]):
         with pytest.raises(InputError, match="do not make one rooted tree"):
             plots.tree(bad)
+    with pytest.raises(InputError, match=r"no number for the vertices \['f'\]"):
+        plots.tree(edges, values=dict.fromkeys("abcde", 1.0))

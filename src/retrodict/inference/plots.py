@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,65 +131,58 @@ def ancestry(
 
 
 def tree(
-    edges: Sequence[tuple[int, int]],
-    *,
-    lengths: Sequence[float] | None = None,
-    values: Any = None,
-    labels: Sequence[str] | None = None,
-    ax: Any = None,
+    edges: Iterable[tuple], *, values: Mapping[Hashable, float] | None = None, labels: bool = True, ax: Any = None
 ) -> Any:
     """A rooted tree from left to right; leaves are spread evenly and parents sit amid their children.
 
     Args:
-        edges: pairs (parent, child) of vertex numbers.
-        lengths: of the edges, in their order; by default 1.
-        values: one number a vertex, for its colour (a posterior mean, say).
-        labels: one a vertex.
+        edges: ``(parent, child)`` or ``(parent, child, length)``, as of `Tree`; lengths are 1 by default.
+        values: a number for each vertex, by name, for its colour (a posterior mean, say).
+        labels: whether vertices carry their names.
     """
     ax = _axes(ax)
-    place, order = _layout([(int(a), int(b)) for a, b in edges], lengths)
-    for a, b in edges:
-        (xa, ya), (xb, yb) = place[int(a)], place[int(b)]
+    edges = list(edges)
+    place = _layout(edges)
+    for a, b in (edge[:2] for edge in edges):
+        (xa, ya), (xb, yb) = place[a], place[b]
         ax.plot([xa, xa, xb], [ya, yb, yb], color="0.5", lw=1, zorder=1)
-    points = np.array([place[v] for v in order])
-    shade: dict[str, Any] = {"color": "C0"} if values is None else {"c": _numpy(values)[order], "cmap": "viridis"}
+    points = np.array(list(place.values()))
+    shade: dict[str, Any] = {"color": "C0"}
+    if values is not None:
+        missing = [v for v in place if v not in values]
+        require(not missing, f"values has no number for the vertices {missing}")
+        shade = {"c": [float(values[v]) for v in place], "cmap": "viridis"}
     drawn = ax.scatter(points[:, 0], points[:, 1], s=30, zorder=2, **shade)
     if values is not None:
         ax.figure.colorbar(drawn, ax=ax)
-    for v in order if labels is not None else []:
-        ax.annotate(str(labels[v]), place[v], xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)  # type: ignore[index]
+    for v, at in place.items() if labels else ():
+        ax.annotate(str(v), at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set_xlabel("distance from the root")
     ax.set_yticks([])
     return ax
 
 
-def _layout(
-    edges: list[tuple[int, int]], lengths: Sequence[float] | None
-) -> tuple[dict[int, tuple[float, float]], list[int]]:
-    """Vertex -> (distance from the root, height), and the vertices in order of their numbers."""
-    children: dict[int, list[tuple[int, float]]] = {}
-    for i, (a, b) in enumerate(edges):
-        children.setdefault(a, []).append((b, 1.0 if lengths is None else float(lengths[i])))
-    roots = {a for a, _ in edges} - {b for _, b in edges}
-    if len(roots) != 1 or len({b for _, b in edges}) != len(edges):
-        raise InputError(f"edges (parent, child) do not make one rooted tree: roots {sorted(roots)}")
-    place: dict[int, tuple[float, float]] = {}
-    (root,) = roots
-    distance, stack, walk = {root: 0.0}, [root], []
+def _layout(edges: list[tuple]) -> dict[Hashable, tuple[float, float]]:
+    """Vertex -> (distance from the root, height), parents before their children."""
+    children: dict[Hashable, list[tuple[Hashable, float]]] = {}
+    for edge in edges:
+        children.setdefault(edge[0], []).append((edge[1], float(edge[2]) if len(edge) > 2 else 1.0))
+    ends = {edge[1] for edge in edges}
+    roots = [v for v in children if v not in ends]
+    if len(roots) != 1 or len(ends) != len(edges):
+        raise InputError(f"edges (parent, child) do not make one rooted tree: roots {roots}")
+    distance, stack, walk = {roots[0]: 0.0}, [roots[0]], []
     while stack:
         v = stack.pop()
         walk.append(v)
         for child, length in reversed(children.get(v, [])):
             distance[child] = distance[v] + length
             stack.append(child)
-    leaves = [v for v in walk if v not in children]
-    height = {v: float(i) for i, v in enumerate(leaves)}
+    height = {v: float(i) for i, v in enumerate(v for v in walk if v not in children)}
     for v in reversed(walk):
         if v in children:
             height[v] = float(np.mean([height[child] for child, _ in children[v]]))
-    for v in walk:
-        place[v] = (distance[v], height[v])
-    return place, sorted(walk)
+    return {v: (distance[v], height[v]) for v in walk}
 
 
 def _axes(ax: Any) -> Any:
