@@ -188,3 +188,14 @@ def test_bad_input_says_what_is_wrong() -> None:
         finite.smooth(c, pairs="all")
     with pytest.raises(InputError, match="log evidence is NaN"):
         finite.smooth(FiniteChain(c.p0, c.P, c.log_g * torch.nan))
+
+
+def test_parameters_that_want_gradients_may_be_used_without(route: str) -> None:
+    c = chain(5, 14)
+    leaves = FiniteChain(*(x.clone().requires_grad_() for x in c.tensors))
+    able(c, route, "smooth")
+    with torch.no_grad():
+        assert torch.equal(finite.smooth(leaves, route, "sum").probabilities, finite.smooth(c, route).probabilities)
+        assert torch.equal(finite.draw(leaves, 2, 0, route), finite.draw(c, 2, 0, route))
+        assert torch.equal(finite.viterbi(leaves, route)[0], finite.viterbi(c, route)[0])
+    assert torch.equal(finite.draw(leaves, 2, 0, route), finite.draw(c, 2, 0, route))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -209,3 +210,46 @@ def test_bad_input_says_what_is_wrong() -> None:
         gaussian.draw(c, 2, KeyedNoise(0, 3, dtype=torch.float64))
     with pytest.raises(InputError, match="normals have shape"):
         gaussian.draw(c, 2, torch.zeros(2, 4, 3, dtype=torch.float64))
+
+
+def test_diffuse_prior_against_fifty_digits(route: str) -> None:
+    """A local linear trend started from a variance of 1e7 at data around 100: the evidence to 1e-8, the means to 1e-12.
+
+    The reference is the dense Gaussian in 50 digits.
+    """
+    n, scale, q, noise = 8, 1e7, 0.1, 1.0
+    A, Q = torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64), torch.tensor([q, q / 10], dtype=torch.float64)
+    y = 100 + 3 * dense.normals(0)(n + 1).cumsum(0)
+    F = torch.stack((y / noise, torch.zeros_like(y)), -1)
+    H = torch.tensor([[1 / noise, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    const = -0.5 * (y.square() / noise + np.log(2 * np.pi * noise))
+    zero = torch.zeros(1, 1, 2, dtype=torch.float64)
+    P0 = scale * torch.eye(2, dtype=torch.float64)
+    c = GaussianChain(
+        zero[0], P0[None], A[None, None], zero, torch.diag(Q)[None, None], H[None, None], F[None], const[None]
+    )
+    with mpmath.workdps(50):
+        # x_k[0] is linear in (x_0, w_1, ..., w_n): rows of the map, in exact arithmetic
+        rows = mpmath.matrix(n + 1, 2 * (n + 1))
+        for k in range(n + 1):
+            for j in range(k + 1):
+                rows[k, 2 * j], rows[k, 2 * j + 1] = 1, k - j
+        spread = mpmath.diag([mpmath.mpf(scale)] * 2 + [mpmath.mpf(float(v)) for v in Q] * n)
+        cov = rows * spread * rows.T + noise * mpmath.eye(n + 1)
+        v = mpmath.matrix([mpmath.mpf(float(x)) for x in y])
+        solved = mpmath.lu_solve(cov, v)
+        quadratic = (v.T * solved)[0]
+        want = -(quadratic + mpmath.log(mpmath.det(cov)) + (n + 1) * mpmath.log(2 * mpmath.pi)) / 2
+        signal = (rows * spread * rows.T) * solved
+        want, level = float(want), np.array([float(x) for x in signal])
+    assert abs(float(gaussian.evidence(c, route)) - want) < 1e-8
+    assert close(gaussian.means(c, route)[0][0, :, 0], level, 1e-12)
+
+
+def test_parameters_that_want_gradients_may_be_used_without(route: str) -> None:
+    c = dense.chain(5, 14, singular=False)
+    leaves = GaussianChain(*(x.clone().requires_grad_() for x in c.tensors))
+    with torch.no_grad():
+        assert torch.equal(gaussian.smooth(leaves, route).cov, gaussian.smooth(c, route).cov)
+        assert torch.equal(gaussian.draw(leaves, 2, 0, route), gaussian.draw(c, 2, 0, route))
+        assert torch.equal(gaussian.evidence(leaves, route), gaussian.evidence(c, route))
