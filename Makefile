@@ -45,7 +45,7 @@ test: $(DEV_STAMP) ## Run the tests
 test-slow: $(DEV_STAMP) ## Run the longer statistical studies too
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
 
-bench: $(DEV_STAMP) ## Run the benchmarks and renew docs/benchmarks.md
+bench: $(DEV_STAMP) .venv-peers/.installed ## Run the benchmarks and renew docs/benchmarks.md
 	status=0; for study in benchmarks/bench_*.py; do $(BIN)/python $$study || status=1; done; \
 	$(BIN)/python benchmarks/collect.py && exit $$status
 
