@@ -240,6 +240,25 @@ def test_stochastic_volatility_is_guided_by_expansion():
     assert rd.condition(model, Observed(y)).method == "guided"
 
 
+@pytest.mark.parametrize("method", ["bootstrap", "auxiliary", "guided", "ffbs"])
+def test_independent_normals_take_the_short_way_to_the_same_numbers(method):
+    """The same laws as Normal, which particles read off, and as MultivariateNormal, which goes through kernels."""
+    scale = torch.tensor([0.5, 0.8], dtype=torch.float64)
+    mean = lambda x: torch.sin(x) + 0.1 * x.flip(-1)  # noqa: E731
+    prior = MultivariateNormal(torch.zeros(2).double(), EYE)
+    plain = StateSpace(prior, lambda x: Normal(mean(x), scale), lambda x: Independent(Normal(x, 0.7), 1))
+    whole = StateSpace(
+        prior,
+        lambda x: MultivariateNormal(mean(x), torch.diag(scale**2)),
+        lambda x: MultivariateNormal(x, 0.49 * EYE),
+    )
+    before = torch.distributions.Distribution._validate_args
+    a, b = (rd.condition(m, Observed(Y), method=method, particles=40) for m in (plain, whole))
+    assert torch.allclose(a.log_evidence, b.log_evidence, rtol=0, atol=1e-10)
+    assert torch.allclose(first(a.smooth().mean), first(b.smooth().mean), rtol=0, atol=1e-9)
+    assert torch.distributions.Distribution._validate_args is before
+
+
 def test_what_goes_wrong_is_said():
     cut = StateSpace(
         Normal(torch.zeros(1), 1.0), lambda x: Normal(x, 1.0), lambda x, y: torch.where(y[..., 0] < 5, 0.0, -torch.inf)

@@ -166,6 +166,8 @@ class _Machine:
     norm: list[Tensor] = field(default_factory=list)  # their Euclidean norm, (S,)
     redrawn: list[list[int]] = field(default_factory=list)  # series resampled after each node
     stage: dict[int, Tensor] = field(default_factory=dict)  # log sum_i W_i eta_i where first-stage weights were used
+    poor: list[int] = field(default_factory=list)  # series to be resampled before the next move
+    everyone: Tensor | None = None  # each particle its own parent, where someone asks for parents
 
     def __post_init__(self) -> None:
         self.scheme = resamplers[self.resample]
@@ -180,13 +182,22 @@ class _Machine:
         innovations = self._innovations(moves)
         x, log_w = model.start(self.N, moves.stream("start"))
         before, ancestors, node = x, None, None
-        log_w = self._freeze(0, x, x, log_w)
+        if self.frozen is not None:
+            log_w = self._freeze(0, x, x, log_w)
+        if self.observers:
+            self.everyone = torch.arange(self.N, device=x.device).expand(model.series, -1)
+        ahead = type(model).look_ahead is not FeynmanKac.look_ahead
         for k in range(model.n + 1):
             if k:
-                before = x
-                parent, log_w, ancestors = self._select(k, x, log_w, uniforms(k))
+                before, ancestors = x, self.everyone
+                uniforms.hold(k)
+                if ahead or self.poor:
+                    x, log_w, ancestors = self._select(k, x, log_w, uniforms(k))
+                parent = x
                 x, increment = model.move(k, parent, next(innovations))
-                log_w = log_w + self._freeze(k, parent, x, increment)
+                if self.frozen is not None:
+                    increment = self._freeze(k, parent, x, increment)
+                log_w = log_w + increment
             log_w = self._weigh(k, log_w, before)
             if self.observers:
                 if node is not None:
@@ -222,7 +233,7 @@ class _Machine:
         poor = [s for s, (a, b) in enumerate(zip(sums, norms)) if not a >= root * b]
         if poor and lengths is not None:
             poor = [s for s in poor if k < lengths[s]]
-        self.w = w
+        self.w, self.poor = w, poor
         self.total.append(total)
         self.norm.append(norm)
         self.redrawn.append(poor)
@@ -233,13 +244,12 @@ class _Machine:
     def _select(self, k: int, x: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Parents of the particles of node k: their states, log-weights, and indices where someone asks."""
         eta = self.model.look_ahead(k - 1, x)
-        poor, w = self.redrawn[-1], self.w
+        poor, w = self.poor, self.w
         if eta is not None:
             poor, w = self._first_stage(k - 1, log_w, eta)
         S, N = log_w.shape
         if not poor:
-            everyone = torch.arange(N, device=x.device).expand(S, N) if self.observers else None
-            return x, log_w, everyone
+            return x, log_w, self.everyone
         rows = None if len(poor) == S else torch.tensor(poor, device=x.device)
         if rows is not None:
             w, u = w[rows], u[rows]
@@ -250,9 +260,7 @@ class _Machine:
         fresh = log_w.new_zeros(len(poor), N) if eta is None else -eta.flatten().index_select(0, flat).view(-1, N)
         if rows is None:
             return drawn, fresh, chosen
-        ancestors = None
-        if self.observers:
-            ancestors = torch.arange(N, device=x.device).expand(S, N).index_copy(0, rows, chosen)
+        ancestors = None if self.everyone is None else self.everyone.index_copy(0, rows, chosen)
         return x.index_copy(0, rows, drawn), log_w.index_copy(0, rows, fresh), ancestors
 
     def _first_stage(self, k: int, log_w: Tensor, eta: Tensor) -> tuple[list[int], Tensor]:
@@ -265,7 +273,7 @@ class _Machine:
         poor = ~(effective >= self.threshold * self.N) if self.threshold < 1 else torch.ones_like(effective) > 0
         poor = poor if ended is None else poor & ended
         rows = poor.nonzero().squeeze(1).tolist()
-        self.redrawn[-1] = rows
+        self.redrawn[-1] = self.poor = rows
         self.stage[k] = log_sum.squeeze(-1) - torch.log(self.total[k])
         return rows, v
 
@@ -283,8 +291,7 @@ class _Machine:
 
     def _freeze(self, k: int, parent: Tensor, x: Tensor, log_w: Tensor) -> Tensor:
         """Put the frozen path into the last slot, in place, and weigh it there."""
-        if self.frozen is None:
-            return log_w
+        assert self.frozen is not None
         x[:, -1] = self.frozen[:, k]
         own = self.model.log_move(k, parent[:, -1], self.frozen[:, k]) if k else self.model.log_start(self.frozen[:, 0])
         return torch.cat([log_w[:, :-1], own.unsqueeze(1).to(log_w)], 1)

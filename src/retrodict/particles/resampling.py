@@ -61,6 +61,8 @@ resamplers: Registry[Scheme] = Registry("resampling scheme")
 
 def parents(below: Tensor, children: int) -> Tensor:
     """The parent of each child, ``(G, children)``, from cumulated counts ``(G, K)`` whose last is ``children``."""
+    if len(below) == 1:  # the same by the faster way to count
+        return torch.bincount(below[0], minlength=children + 1)[:children].cumsum(0).unsqueeze(0)
     marks = torch.zeros((len(below), children + 1), dtype=torch.int64, device=below.device)
     marks.scatter_add_(1, below, _one(below).expand_as(below))
     return marks[:, :children].cumsum(1)
@@ -90,11 +92,15 @@ class Uniforms:
         self.noise, self.shape, self.size = noise, shape, block_size(math.prod(shape), most)
         self.block, self.held = -1, torch.zeros(0)
 
-    def __call__(self, k: int) -> Tensor:
-        block, row = divmod(k, self.size)
+    def hold(self, k: int) -> None:
+        """Have the block of node k drawn, used or not: a block that others need must not be kept for a later run."""
+        block = k // self.size
         if block != self.block:
             self.block, self.held = block, self.noise.stream(str(block)).uniform((self.size, *self.shape))
-        return self.held[:, row]
+
+    def __call__(self, k: int) -> Tensor:
+        self.hold(k)
+        return self.held[:, k % self.size]
 
 
 def _one(like: Tensor) -> Tensor:
