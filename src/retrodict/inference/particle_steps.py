@@ -234,7 +234,7 @@ class GeneralStep(Step):
 
 
 def normal_at(f: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Location and scale ``(..., m)`` where ``f(x)`` is made of independent normals at ``x (..., d)``; else None.
+    """Location and scale ``(..., m)`` where ``f(x)`` is made of independent normals at states x; else None.
 
     The law is built without torch's validation, which costs more than a particle step; parameters that are out of
     range give NaN weights, and these raise.
@@ -246,10 +246,11 @@ def normal_at(f: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     finally:
         Distribution.set_default_validate_args(before)
     law = law.base_dist if isinstance(law, Independent) else law
-    if not isinstance(law, Normal) or law.loc.shape[: x.ndim - 1] != x.shape[:-1]:
+    lead = x.shape[:-1] if x.is_floating_point() else x.shape
+    if not isinstance(law, Normal) or law.loc.shape[: len(lead)] != lead:
         return None
     loc, scale = law.loc.double(), law.scale.double()
-    return (loc, scale) if loc.ndim == x.ndim else (loc.unsqueeze(-1), scale.unsqueeze(-1))
+    return (loc, scale) if loc.ndim > len(lead) else (loc.unsqueeze(-1), scale.unsqueeze(-1))
 
 
 def log_normal(residual: Tensor, scale: Tensor) -> Tensor:
