@@ -12,7 +12,7 @@ from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import GeneratorNoise, KeyedNoise
 from retrodict.kernels import LinearGaussian, Quadratic
-from retrodict.kernels.euler import Doob, EulerStep, NonLinearGaussian, Pin, dispersion, jacobian
+from retrodict.kernels.euler import Doob, EulerStep, NonLinearGaussian, Pin, dispersion, jacobian, whiten
 
 F64 = torch.float64
 
@@ -104,6 +104,16 @@ def test_a_pin_is_the_limit_of_a_small_noise_and_is_met_exactly() -> None:
     near = Doob(H + seen.H.value, F + seen.F, c + seen.c, S)
     torch.testing.assert_close(near(m, z * 0)[1], log_kh, rtol=0, atol=1e-5)
     torch.testing.assert_close(near(m, z * 0)[0], Doob(H, F, c, S, Pin(E, e))(m, z * 0)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("r", [1, 2, 3, 4])
+def test_whiten_is_the_inverse_of_the_cholesky_factor(r: int) -> None:
+    root, B = normal(0, 5, r, r), normal(1, 5, r, 2)
+    K = torch.eye(r, dtype=F64) + root @ root.mT
+    W, log_det = whiten(K, B)
+    L = torch.linalg.cholesky(K)
+    torch.testing.assert_close(L @ W, B)
+    torch.testing.assert_close(log_det, 0.5 * torch.logdet(K))
 
 
 def test_a_pin_without_noise_raises() -> None:

@@ -74,10 +74,8 @@ class Doob:
             log_det = 0.5 * K[..., 0, 0].log()
         else:
             K = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S.mT @ (H @ S)
-            L = torch.linalg.cholesky(K)
-            self.W = torch.linalg.solve_triangular(L, S.mT, upper=False)  # L^-1 S'
+            self.W, log_det = whiten(K, S.mT)
             self.R = self.W.mT
-            log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         self.c = c - log_det
         if pin is not None:
             self._meet(pin)
@@ -111,6 +109,33 @@ class Doob:
         white = torch.linalg.solve_triangular(self.root, gap.unsqueeze(-1), upper=False).squeeze(-1)
         y = centre + mv(self.R, z + mv(self.back, gap - mv(self.D, z)))
         return y, log_kh + self.pin_c - 0.5 * dot(white, white)
+
+
+def whiten(K: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """``L^-1 B`` and ``log det L`` for ``K = L L' (..., r, r)`` and ``B (..., r, d)``.
+
+    Up to three rows are written out: a factorisation of each of a thousand 2 x 2 matrices costs many times more.
+    """
+    r = K.shape[-1]
+    if r > 3:
+        factor = torch.linalg.cholesky(K)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return torch.linalg.solve_triangular(factor, B, upper=False), log_det
+    L: list[list[Tensor]] = []
+    rows: list[Tensor] = []
+    for i in range(r):
+        line: list[Tensor] = []
+        for j in range(i + 1):
+            rest = K[..., i, j]
+            for k in range(j):
+                rest = rest - line[k] * (L[j][k] if j < i else line[k])
+            line.append(rest.sqrt() if i == j else rest / L[j][j])
+        L.append(line)
+        row = B[..., i, :]
+        for j in range(i):
+            row = row - line[j].unsqueeze(-1) * rows[j]
+        rows.append(row / line[i].unsqueeze(-1))
+    return torch.stack(rows, -2), torch.stack([line[-1] for line in L]).log().sum(0)
 
 
 def normal_log_prob(residual: Tensor, S: Tensor) -> Tensor:
