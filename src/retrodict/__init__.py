@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Uniform,
     )
     from retrodict.solvers import Plan, Remask, plan
-    from retrodict.verbs import Guidance, Samples, condition, filter, fit, load, sample, save, smooth
+    from retrodict.verbs import Guidance, Samples, condition, filter, fit, fit_parameters, load, sample, save, smooth
 
 __version__ = "0.1.0.dev0"
 
@@ -71,6 +71,7 @@ __all__ = [
     "exact",
     "filter",
     "fit",
+    "fit_parameters",
     "from_diffusers",
     "load",
     "load_data",
@@ -118,6 +119,7 @@ _HOMES = {
     "condition": "retrodict.verbs",
     "filter": "retrodict.verbs",
     "fit": "retrodict.verbs",
+    "fit_parameters": "retrodict.verbs",
     "load": "retrodict.verbs",
     "sample": "retrodict.verbs",
     "save": "retrodict.verbs",

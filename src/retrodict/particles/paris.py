@@ -78,6 +78,7 @@ class Additive:
         self.estimate = torch.zeros(0)
         self._weights = torch.zeros(0)
 
+    @torch.enable_grad()  # a run keeps no graph; terms that carry one (a score) do
     def __call__(self, node: Node) -> None:
         if node.before is None or node.ancestors is None:
             self.tau = self._first(node)

@@ -2,9 +2,21 @@
 
 from retrodict.verbs.condition import Guidance, condition
 from retrodict.verbs.fit import fit
+from retrodict.verbs.fit_parameters import fit_parameters
 from retrodict.verbs.sample import sample
 from retrodict.verbs.samples import Samples
 from retrodict.verbs.saving import load, save
 from retrodict.verbs.smooth import filter, smooth
 
-__all__ = ["Guidance", "Samples", "condition", "filter", "fit", "load", "sample", "save", "smooth"]
+__all__ = [
+    "Guidance",
+    "Samples",
+    "condition",
+    "filter",
+    "fit",
+    "fit_parameters",
+    "load",
+    "sample",
+    "save",
+    "smooth",
+]
