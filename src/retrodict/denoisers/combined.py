@@ -9,7 +9,8 @@ with the log-weight (a Feynman-Kac corrector: Skreta et al. 2025, in a form free
     d log w = -1/2 d SNR [ sum_{i<j} w_i w_j |D_i - D_j|^2 / W + (1 - 1/W) sum_i w_i tr Cov_i(x0 | x_t) ].
 
 Classifier-free guidance is the product of the unconditional denoiser to the power 1 - w and the conditional to
-the power w; annealing is one expert with W = beta.
+the power w; annealing is one expert with W = beta.  Of discrete states the class posteriors are multiplied, one
+coordinate at a time, and no weight is carried.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.denoisers.wrapped import over_batch, repeat_null
-from retrodict.kernels import Belief
+from retrodict.kernels import Belief, Categorical
 from retrodict.kernels.laws import event_size, event_sum
-from retrodict.processes import Process
+from retrodict.processes import Discrete, Process
+
+_OUT = -1e4  # log probability of what is ruled out, in sums
 
 
 class Bound(Denoiser):
@@ -37,6 +40,10 @@ class Bound(Denoiser):
         super().__init__(denoiser.process, denoiser.shape, free)
         self.denoiser, self.fixed, self.scale = denoiser, fixed, denoiser.scale
         self.temperature, self.weighted = denoiser.temperature, denoiser.weighted
+
+    @property
+    def timeless(self) -> bool:
+        return self.denoiser.timeless
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         # conditions that only a sibling expert uses are not passed on
@@ -80,20 +87,40 @@ class Product(Denoiser):
         self.total = sum(self.weights)
         if self.total <= 0:
             raise InputError(f"the weights of a product sum to a positive number, got {self.total}")
-        self.temperature = 1.0 / self.total
+        discrete = isinstance(first.process, Discrete)
+        self.temperature = 1.0 if discrete else 1.0 / self.total
+        self.weighted = not discrete
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         parts = [(w, d.belief(x, t, **self._own(d, condition))) for w, d in zip(self.weights, self.experts)]
+        if isinstance(self.process, Discrete):
+            return self._product_of_laws(parts)
         mean: Any = sum(w * part.mean for w, part in parts)
         return Belief(mean / self.total, parts=parts)
 
+    def _product_of_laws(self, parts: list[tuple[float, Belief]]) -> Belief:
+        """Class posteriors multiplied coordinate by coordinate; a value that any expert rules out is out."""
+        laws: list[Any] = [part.law for _, part in parts]
+        if any(law is None for law in laws):
+            raise InputError("a product of discrete denoisers needs laws over values; one of these gives a mean alone")
+        log_p: Any = sum(w * law.log_p.clamp_min(_OUT) for (w, _), law in zip(parts, laws))
+        out = torch.stack([law.log_p.isneginf() for law in laws]).any(0)
+        log_p = torch.log_softmax(log_p.masked_fill(out & ~out.all(-1, keepdim=True), -torch.inf), -1)
+        return Belief(log_p.exp(), law=Categorical(log_p), x1=parts[0][1].x1, parts=parts)
+
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        if isinstance(self.process, Discrete):
+            return self.belief(x, t, **condition).mean
         mean: Any = sum(w * d(x, t, **self._own(d, condition)) for w, d in zip(self.weights, self.experts))
         return mean / self.total
 
     @staticmethod
     def _own(denoiser: Denoiser, condition: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in condition.items() if k in denoiser.conditions or k == "x1"}
+
+    @property
+    def timeless(self) -> bool:
+        return all(d.timeless for d in self.experts)
 
     def rate(self, belief: Belief) -> Tensor:
         """The bracket of the weight at one node, ``(batch,)`` float64: d log w = -1/2 d SNR times it."""
@@ -153,6 +180,8 @@ class Guided(Product):
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """Both passes as one doubled batch: the same numbers as two calls, in fewer operations."""
+        if isinstance(self.process, Discrete):
+            return self.belief(x, t, **condition).mean
         doubled = {}
         for name, null in self._nulls.items():
             nulls = repeat_null(null, len(x), x.device)

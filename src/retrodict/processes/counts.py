@@ -240,7 +240,7 @@ def mean_count(law: Categorical | Tensor) -> Tensor:
     if isinstance(law, Tensor):
         return law.double()
     values = torch.arange(law.log_p.shape[-1], dtype=torch.float64, device=law.log_p.device)
-    return law.log_p.exp() @ values
+    return law.log_p.double().exp() @ values
 
 
 def log_binomial(k: Tensor, n: Tensor, p: Tensor, q: Tensor) -> Tensor:

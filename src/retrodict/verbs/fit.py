@@ -20,7 +20,7 @@ from retrodict.data import Data, Scale, load_data, make_scale
 from retrodict.denoisers import Denoiser
 from retrodict.denoisers.networks import Network, make_network
 from retrodict.objectives import make_objective
-from retrodict.processes import Process, TokenBridge
+from retrodict.processes import Discrete, Process
 from retrodict.solvers import auto
 from retrodict.solvers import plan as make_plan
 from retrodict.training import RunFolder, save_weights, train
@@ -63,7 +63,8 @@ def fit(
         conditions: ``{"label": y}``: integers are classes, reals are vectors. Named data sets bring theirs.
         scale: "auto" scales grey levels to [-1, 1] and standardises other reals; it is stored with the model.
         network: "auto", a name, or a `Network`; ``network_options`` go to a named one.
-        predicts: "auto" ("edm" preconditioning), or a parameterisation of `retrodict.denoisers.Wrapped`; on a path
+        predicts: "auto" ("edm" preconditioning; a law over values for tokens, a mean for images of counts), or a
+            parameterisation of `retrodict.denoisers.Wrapped`; on a path
             with two ends, the heads of `retrodict.denoisers.TwoEnded`: "ends" (auto) or "velocity-noise".
         objective: "auto", a name or a loss; ``objective_options`` go to a named one.
         heldout: share or number of samples to keep out of training.
@@ -79,7 +80,8 @@ def fit(
     dataset = load_data(data, conditions=conditions, heldout=heldout, seed=seed)
     other = None if x1 is None else load_data(x1, heldout=heldout, seed=seed)
     _check_ends(process, dataset, other)
-    scaler = make_scale(dataset, scale)
+    scaler = make_scale(dataset, "none" if isinstance(process, Discrete) and scale == "auto" else scale)
+    require(not isinstance(process, Discrete) or scaler.is_identity, "discrete states are not scaled: leave out scale=")
     net = _network(process, dataset, network, network_options or {}, seed)
     config = _config(process, dataset, other, net, scaler, predicts)
     options = {"steps": _DEFAULT_STEPS if steps is None else steps, "seed": seed, "pairing": pairing} | training
@@ -132,16 +134,24 @@ def _check_ends(process: Process, data: Data, other: Data | None) -> None:
         wanted = "needs x1=, the data of its other end" if other is None else "has one end; leave out x1"
         raise InputError(f"{type(process).__name__} {wanted}")
     if other is not None and other.x.shape[1:] != data.x.shape[1:]:
-        raise InputError(f"both ends have one shape; got {tuple(data.x.shape[1:])} and {tuple(other.x.shape[1:])}")
-    tokens = data.layout == "tokens"
-    if tokens != (process.state == "tokens"):
-        raise InputError(f"{type(process).__name__} has {process.state} states and the data are {data.layout}")
-    if tokens:
-        vocabulary: int = process.vocabulary  # type: ignore[attr-defined]
-        wrong = ((data.x < 0) | (data.x >= vocabulary)).nonzero()
-        if len(wrong):
-            where = tuple(wrong[0].tolist())
-            raise InputError(f"token {int(data.x[where])} at {where} is outside the vocabulary 0..{vocabulary - 1}")
+        hint = ": pad the shorter sequences" if isinstance(process, Discrete) else ""
+        raise InputError(
+            f"both ends have one shape; got {tuple(data.x.shape[1:])} and {tuple(other.x.shape[1:])}{hint}"
+        )
+    if not isinstance(process, Discrete):
+        if data.layout == "tokens":
+            raise InputError(f"{type(process).__name__} has {process.state} states and the data are tokens")
+        return
+    if process.state == "tokens" and data.layout != "tokens":
+        raise InputError(f"{type(process).__name__} has tokens as states and the data are {data.layout}")
+    process.check(whole(data.x), "the data")
+    if other is not None:
+        process.check(whole(other.x), "x1")
+
+
+def whole(x: Tensor) -> Tensor:
+    """Data that hold whole numbers as integers; others as they are."""
+    return x if x.is_floating_point() and bool((x != x.round()).any()) else x.long()
 
 
 # -- assembly -------------------------------------------------------------------------------------------------
@@ -159,9 +169,9 @@ def _network(process: Process, data: Data, network: str | Network, options: dict
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(process, TokenBridge):
-            words = {"vocabulary": process.classes, "out_channels": process.vocabulary, "time": False} | options
-            return make_network(network, shape, conditions=specs, layout="tokens", **words)
+        if isinstance(process, Discrete) and data.layout == "tokens":
+            words = {"vocabulary": process.classes, "out_channels": process.vocabulary, "time": not process.timeless}
+            return make_network(network, shape, conditions=specs, layout="tokens", **(words | options))
         ends = len(process.ends)
         channels = shape[0] if data.layout == "image" else shape[-1]
         return make_network(
@@ -173,8 +183,10 @@ def _config(
     process: Process, data: Data, other: Data | None, network: Network, scale: Scale, predicts: str
 ) -> dict[str, Any]:
     """What decides the run, as plain values: equal configurations are the same run."""
-    std = float(scale(data.x[:4096].float()).std()) if data.layout != "tokens" else 1.0
-    if predicts == "auto":
+    std = 1.0 if isinstance(process, Discrete) else float(scale(data.x[:4096].float()).std())
+    if isinstance(process, Discrete):
+        predicts = "law" if data.layout == "tokens" else "mean"  # logits of a token network, or a real output
+    elif predicts == "auto":
         predicts = "edm" if len(process.ends) == 1 else "ends"
     return {
         "process": process.config(),
@@ -230,7 +242,7 @@ def _batches(
     process: Process, data: Data, other: Data | None, pairing: str, scale: Scale
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """``(named tensors of equal length, independent other end or None)`` in the model's units."""
-    units = (lambda x: x.long()) if process.state == "tokens" else (lambda x: scale(x.float()))
+    units = (lambda x: x.long()) if isinstance(process, Discrete) else (lambda x: scale(x.float()))
     batches = {"x0": units(data.x), **data.conditions}
     if other is None:
         return batches, None

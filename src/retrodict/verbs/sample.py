@@ -22,7 +22,7 @@ from retrodict.core.errors import InputError, InputTypeError, NonFiniteError
 from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.particles import Population
-from retrodict.processes import GaussianPath, Process
+from retrodict.processes import Discrete, GaussianPath, Process
 from retrodict.solvers import Plan, auto, general, runtime, solvers
 from retrodict.solvers import plan as make_plan
 from retrodict.verbs.samples import Samples, Trajectory
@@ -85,6 +85,7 @@ def sample(
     plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd)
     _check_start(plan, init)
     _check_ends(plan, x1)
+    _check_values(denoiser.process, init, x1)
     shape = _shape(denoiser, shape, init, x1)
     particles = n * crowd.size if crowd is not None and crowd.size is not None else n
     copies = particles // n
@@ -180,10 +181,18 @@ def _check_start(plan: Plan, init: Tensor | None) -> None:
 
 def _check_ends(plan: Plan, x1: Tensor | None) -> None:
     """A solver of one unknown end drops the terms of a second one that is unknown too."""
-    name = plan.meta.get("solver")
+    name: Any = plan.meta.get("solver")
     if len(plan.process.ends) == 2 and x1 is None and name in solvers and solvers[name].ends == 1:
         able = ", ".join(sorted({entry.name for _, entry in solvers.items() if entry.ends == 2}))
         raise InputError(f"solver {name!r} knows one unknown end, and this path has two: pass x1=, or use {able}")
+
+
+def _check_values(process: Process, init: Tensor | None, x1: Tensor | None) -> None:
+    """States of a discrete process are its values."""
+    if isinstance(process, Discrete):
+        for value, name in ((init, "init"), (x1, "x1")):
+            if value is not None:
+                process.check(value, name, noisy=name == "init")
 
 
 def _is_noise(process: Process, t: float) -> bool:
@@ -363,7 +372,7 @@ def _evaluating(denoiser: Denoiser) -> Iterator[None]:
 def _join(parts: list[general.Run], plan: Plan) -> general.Run:
     """One run out of the chunks of this process and of the others."""
     cat: Any = lambda values: None if values[0] is None else _gather(torch.cat(values))  # noqa: E731
-    run = general.Run(cat([p.x for p in parts]))
+    run = general.Run(cat([p.x for p in parts]), calls=max(p.calls for p in parts))
     run.log_weights = cat([p.log_weights for p in parts])
     run.log_evidence = cat([p.log_evidence for p in parts])
     if parts[0].ess:
@@ -398,7 +407,7 @@ def _samples(
     if copies > 1 and log_w is not None:  # one draw of each population
         x, log_w, effective = _one_each(x, log_w.view(-1, copies), seed), None, None
     units = (lambda v: v) if denoiser.scale is None else denoiser.scale.inverse
-    passes = plan.nfe * (2 if isinstance(denoiser, Guided) else 1)
+    passes = (run.calls or plan.nfe) * (2 if isinstance(denoiser, Guided) else 1)  # kept answers are no passes
     correction = "exact" if not denoiser.weighted else ("weighted" if crowd is not None else "none")
     path = None
     if run.trajectory:

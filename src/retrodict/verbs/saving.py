@@ -15,9 +15,9 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.data import Scale
-from retrodict.denoisers import Denoiser, TokenDenoiser, TwoEnded, Wrapped
+from retrodict.denoisers import CountDenoiser, Denoiser, TokenDenoiser, TwoEnded, Wrapped
 from retrodict.denoisers.networks import Network, networks
-from retrodict.processes import TokenBridge, from_config
+from retrodict.processes import Discrete, from_config
 from retrodict.training import load_weights, save_weights
 from retrodict.training.files import read_json, write_json
 
@@ -34,8 +34,9 @@ def assemble(config: dict[str, Any]) -> Denoiser:
     entry = config["network"]
     network: Network = networks[entry["name"]](**entry["config"])
     shape, conditions = tuple(config["denoiser"]["shape"]), null_conditions(network)
-    if isinstance(process, TokenBridge):
-        denoiser: Denoiser = TokenDenoiser(network, process, shape=shape, conditions=conditions)
+    if isinstance(process, Discrete):
+        head = CountDenoiser if config["denoiser"]["predicts"] == "mean" else TokenDenoiser
+        denoiser: Denoiser = head(network, process, shape=shape, conditions=conditions)
     else:
         denoiser = _real(network, process, config["denoiser"], shape, conditions)
         denoiser.scale = Scale.from_config(config["scale"])
