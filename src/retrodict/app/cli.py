@@ -155,6 +155,26 @@ def bench(
     measure_solvers(folder, nfe.split(","), solver.split(","), n, out, seed, device)
 
 
+@command("retrodict infer config.yaml data.csv --out runs/lynx")
+def infer(
+    config: Annotated[
+        Path | None, typer.Argument(help="A model, the data's columns and a method: YAML or JSON.")
+    ] = None,
+    data: Annotated[Path | None, typer.Argument(help="A CSV with a first line of column names.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("runs/infer"),
+    example: Annotated[
+        Path | None, typer.Option("--example", help="Write an example's config.yaml and data.csv to this folder.")
+    ] = None,
+) -> None:
+    """Find the hidden path, the evidence and the open parameters of a model from a file, given a CSV.
+
+    Start from `retrodict infer --example DIR`.
+    """
+    from retrodict.app.infer import infer_files
+
+    infer_files(config, data, out, example)
+
+
 @command("retrodict report runs/digits")
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],

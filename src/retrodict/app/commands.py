@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import retrodict as rd
+from retrodict.app import demo
 from retrodict.app.blocks import brightness
 from retrodict.app.options import parse_conditions, parse_device, parse_numbers, parse_process, parse_settings
 from retrodict.app.runs import Run, open_run, write_run_report
@@ -134,5 +135,9 @@ def _measured(run: Run, name: str, nfe: int, n: int, seed: int, reference: Tenso
 
 
 def report_on(folder: Path, nfe: int | None, seed: int, device: str) -> None:
-    """Write ``report.html`` in a run folder."""
-    log.info("%s", write_run_report(open_run(folder, device), nfe, seed))
+    """Write ``report.html`` in a run folder; that of the demonstration has measurements of its own."""
+    if demo.is_demo(folder):
+        require(nfe is None, f"{folder} is the demonstration, whose report compares {demo.BUDGETS}; leave out --nfe")
+        log.info("%s", demo.report(folder, device))
+    else:
+        log.info("%s", write_run_report(open_run(folder, device), nfe, seed))

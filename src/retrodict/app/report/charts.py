@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
@@ -32,6 +33,7 @@ INK, MUTED, LINE = list(ROLES)[:3]
 MARKERS = "osD^vP"
 DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (8, 2))]
 MOST_POINTS = 800
+FEW = 24  # points of a line that are marked one by one
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -87,13 +89,28 @@ def usable(series: Series, chart: LineChart) -> np.ndarray:
     return keep & ((x > 0) | (not chart.log_x)) & ((y > 0) | (not chart.log_y))
 
 
+def stroke(series: Series) -> str:
+    """How a series is drawn: "mark", "line", or "both" where points are few."""
+    return "mark" if series.points else "both" if len(series.x) <= FEW else "line"
+
+
+def faint(series: Series, chart: LineChart) -> bool:
+    """Whether a line is one of many without names, which share one colour."""
+    return not series.name and not series.points and len(chart.series) > 1
+
+
 def draw_series(figure: Figure, axes: Axes, chart: LineChart, series: Series, index: int) -> None:
     """One line with its interval: bars where points are few, a band where they are many."""
     keep = usable(series, chart)
     x, y = np.asarray(series.x, float)[keep], np.asarray(series.y, float)[keep]
-    colour, few, count = SERIES[index % 6], len(x) <= 24, len(chart.series)
-    marker = MARKERS[index % 6] if few else ""
-    axes.plot(x, y, color=colour, linestyle=DASHES[index % 6], marker=marker, zorder=10 - index)
+    colour, few, count = SERIES[index % 6], stroke(series) == "both", len(chart.series)
+    if faint(series, chart):
+        axes.plot(x, y, color=SERIES[0], linewidth=0.9, alpha=0.45)
+    elif series.points:
+        axes.plot(x, y, color=colour, linestyle="", marker=MARKERS[index % 6], markersize=2.8, zorder=20 - index)
+    else:
+        marker = MARKERS[index % 6] if few else ""
+        axes.plot(x, y, color=colour, linestyle=DASHES[index % 6], marker=marker, zorder=10 - index)
     if series.low is None or series.high is None:
         return
     low, high = np.asarray(series.low, float)[keep], np.asarray(series.high, float)[keep]
@@ -115,7 +132,11 @@ def set_ticks(axes: Axes, chart: LineChart) -> None:
     for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
         axis.set_major_formatter(FuncFormatter(number))
         axis.set_minor_locator(NullLocator())
-        if axis is axes.xaxis and 1 <= len(values) <= 7:
+        if axis is axes.xaxis and chart.dates:
+            locator = AutoDateLocator(maxticks=7)
+            axis.set_major_locator(locator)
+            axis.set_major_formatter(ConciseDateFormatter(locator))
+        elif axis is axes.xaxis and 1 <= len(values) <= 7:
             axis.set_major_locator(FixedLocator(values.tolist()))
         elif log:
             low, high = sorted(axis.get_view_interval())
@@ -128,7 +149,7 @@ def set_ticks(axes: Axes, chart: LineChart) -> None:
 def line_chart(chart: LineChart, prefix: str) -> Html:
     """The SVG of a line chart."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.2) if chart.wide else (5.6, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log" if chart.log_x else "linear")
         axes.set_yscale("log" if chart.log_y else "linear")
@@ -145,7 +166,7 @@ def line_chart(chart: LineChart, prefix: str) -> Html:
         axes.tick_params(length=0, pad=5)
         axes.set_xlabel(chart.x_label)
         axes.set_ylabel(chart.y_label)
-        names = ", ".join(series.name for series in chart.series)
+        names = ", ".join(series.name for series in chart.series if series.name) or f"{len(chart.series)} series"
         return svg(figure, f"{chart.title}: {chart.y_label} against {chart.x_label} for {names}", prefix)
 
 
@@ -170,8 +191,8 @@ def scatter(plot: Scatter, prefix: str) -> Html:
         return svg(figure, f"{plot.title}: points of {', '.join(plot.groups)}", prefix)
 
 
-def swatches(lines: bool) -> Iterator[Html]:
-    """Endless samples of the series' strokes for a legend."""
+def swatches(strokes: Iterable[str]) -> Iterator[Html]:
+    """Samples of the series' strokes for a legend; see `stroke`."""
     shapes = {
         "o": '<circle cx="13" cy="5" r="3"/>',
         "s": '<rect x="10.3" y="2.3" width="5.4" height="5.4"/>',
@@ -180,22 +201,21 @@ def swatches(lines: bool) -> Iterator[Html]:
         "v": '<path d="M13 8.4 16.4 2H9.6z"/>',
         "P": '<path d="M11.8 1.5h2.4v2.3h2.3v2.4h-2.3v2.3h-2.4V6.2H9.5V3.8h2.3z"/>',
     }
-    index = 0
-    while True:
+    for index, kind in enumerate(strokes):
         dash = DASHES[index % 6]
         dashes = " ".join(f"{1.6 * length:g}" for length in dash[1]) if isinstance(dash, tuple) else "none"
-        stroke = f'<path d="M0 5H26" stroke-width="1.8" stroke-dasharray="{dashes}"/>' if lines else ""
+        line = "" if kind == "mark" else f'<path d="M0 5H26" stroke-width="1.8" stroke-dasharray="{dashes}"/>'
+        mark = "" if kind == "line" else shapes[MARKERS[index % 6]]
         colour = f"var(--series-{index % 6})"
         yield Html(
             '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true" '
-            f'style="fill:{colour};stroke:{colour}">{stroke}{shapes[MARKERS[index % 6]]}</svg>'
+            f'style="fill:{colour};stroke:{colour}">{line}{mark}</svg>'
         )
-        index += 1
 
 
-def legend(names: Sequence[str], lines: bool) -> Html:
-    """The legend of a chart as a list; nothing for a single unnamed series."""
-    if len(names) == 1 and not names[0]:
+def legend(names: Sequence[str], strokes: Sequence[str]) -> Html:
+    """The legend of a chart as a list; nothing where no series has a name."""
+    if not any(names):
         return Html("")
-    items = (element("li", swatch, name) for swatch, name in zip(swatches(lines), names))
+    items = (element("li", swatch, name) for swatch, name in zip(swatches(strokes), names))
     return element("ul", join(items), class_="legend")

@@ -95,13 +95,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart, with an optional interval at every point (``low`` and ``high``)."""
+    """One line of a chart, with an optional interval at every point (``low`` and ``high``); or marks without a line
+    (``points``)."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    points: bool = False
 
     def __post_init__(self) -> None:
         lengths = {len(v) for v in (self.x, self.y, self.low, self.high) if v is not None}
@@ -113,7 +115,8 @@ class LineChart:
     """Lines over one axis, each axis linear or logarithmic, with named horizontal references.
 
     Points that are not finite, or not positive on a logarithmic axis, are left out of the drawing and kept in
-    the table of numbers beneath it.
+    the table of numbers beneath it.  With ``dates`` the x axis counts days since 1970-01-01; ``wide`` takes the
+    whole width of the page.
     """
 
     title: str
@@ -124,6 +127,8 @@ class LineChart:
     log_y: bool = False
     caption: str = ""
     references: Mapping[str, float] = field(default_factory=dict)
+    dates: bool = False
+    wide: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.series) > 0, f"the chart {self.title!r} has no series")

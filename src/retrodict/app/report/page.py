@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from retrodict.app.report.charts import legend, line_chart, number, scatter
+from retrodict.app.report.charts import legend, line_chart, number, scatter, stroke
 from retrodict.app.report.markup import Html, element, join
 from retrodict.app.report.model import (
     Block,
@@ -116,20 +116,24 @@ def block(one: Block, ids: Iterator[str]) -> Html:
         case Table():
             return figure(one.title, element("div", table(one.columns, one.rows), class_="wide"), one.caption)
         case LineChart():
-            key = legend([series.name for series in one.series], lines=True)
-            return figure(one.title, join([key, line_chart(one, next(ids)), numbers(one)]), one.caption)
+            key = legend([series.name for series in one.series], [stroke(series) for series in one.series])
+            drawing = line_chart(one, next(ids))
+            drawing = element("div", drawing, class_="wide") if one.wide else drawing
+            parts = join([key, drawing, numbers(one)])
+            return figure(one.title, parts, one.caption, class_="broad" if one.wide else None)
         case Scatter():
-            key = legend(list(one.groups), lines=False)
+            key = legend(list(one.groups), ["mark"] * len(one.groups))
             return figure(one.title, join([key, scatter(one, next(ids))]), one.caption)
 
 
-def figure(title: str, content: Html, caption: str) -> Html:
+def figure(title: str, content: Html, caption: str, class_: str | None = None) -> Html:
     """A figure with its heading above and its caption below."""
     return element(
         "figure",
         element("h3", title) if title else "",
         content,
         element("figcaption", caption) if caption else "",
+        class_=class_,
     )
 
 
@@ -194,7 +198,12 @@ def numbers(chart: LineChart) -> Html:
         for i in kept if len(series.x) else ():
             low, high = (bound[i] if bound is not None else float("nan") for bound in (series.low, series.high))
             interval = f"{number(low)} to {number(high)}" if np.isfinite(low + high) else ""
-            rows.append([series.name, series.x[i], series.y[i], interval])
+            x = (
+                str(np.datetime64(round(86400 * series.x[i]), "s").astype("datetime64[m]"))
+                if chart.dates
+                else series.x[i]
+            )
+            rows.append([series.name, x, series.y[i], interval])
     columns = ["series", chart.x_label, chart.y_label, "interval"]
     if not any(row[3] for row in rows):
         columns, rows = columns[:3], [row[:3] for row in rows]
