@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from retrodict.core.errors import InputError, InputTypeError, require
+from retrodict.core.lin import Lin
+from retrodict.inference.observed import Observed
 from retrodict.kernels import Finite, Kernel, LinearGaussian
+from retrodict.kernels.precise import precise
 
 _LOG_2PI = math.log(2 * math.pi)
 _SINGULAR = "the covariance of the observation is singular, so that its density is not finite; give noise > 0"
@@ -45,6 +48,11 @@ class Emission:
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """``(mean (..., m), covariance (..., m, m))`` of a law that is Gaussian given x; else None."""
         return None
+
+    def width(self, x: Tensor) -> int | None:
+        """How many coordinates y has, as the law at states x tells; None where it does not."""
+        moments = self.moments(x)
+        return None if moments is None else moments[0].shape[-1]
 
 
 @dataclass(frozen=True)
@@ -109,18 +117,22 @@ class LawEmission(Emission):
         if not y.is_floating_point():
             y, seen = y.double().unsqueeze(-1), _row(y, seen)
         if isinstance(law, MultivariateNormal):
-            return masked_normal(y - law.mean, law.covariance_matrix, seen)
+            return masked_normal(y - law.mean, law.covariance_matrix.double(), seen)
         if isinstance(law, Independent):
             law = law.base_dist
         if law.event_shape:
             return _all_or_nothing(law.log_prob(y), seen, type(law).__name__)
         if len(law.batch_shape) == len(_lead(x)):  # one number a state
-            require(y.shape[-1] == 1, f"the law of y is of one number and y has {y.shape[-1]} coordinates")
             return _where(None if seen is None else seen[..., 0], law.log_prob(y[..., 0]))
         return _where(seen, law.log_prob(y)).sum(-1)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         return normal_moments(self.f(x), len(_lead(x))) if self.gaussian else None
+
+    def width(self, x: Tensor) -> int | None:
+        law = self.f(x)
+        shape = law.batch_shape[len(_lead(x)) :] + law.event_shape
+        return shape.numel() if len(shape) <= 1 else None
 
 
 @dataclass(frozen=True)
@@ -177,8 +189,8 @@ def as_emission(observation: Any, probe: Tensor) -> Emission:
             f"observation is a Kernel, a callable x -> torch.distributions or (x, y) -> log density, "
             f"got {type(observation).__name__}"
         )
-    f: Any = observation  # a callable of any signature
-    if arity(f) >= 2:
+    f: Any = precise(observation)
+    if arity(observation) >= 2:
         return DensityEmission(f)
     law = f(probe)
     if not isinstance(law, Distribution):
@@ -187,6 +199,55 @@ def as_emission(observation: Any, probe: Tensor) -> Emission:
             "function (x, y) -> log density"
         )
     return LawEmission(f, gaussian=normal_moments(law, len(_lead(probe))) is not None)
+
+
+def law_seen(observation: Any, probe: Tensor, data: Observed) -> tuple[Emission, Observed]:
+    """The law by which data were made, and the data as it speaks of them.
+
+    Args:
+        observation: of the model; None: the data bring ``y = operator x + noise``.
+        probe: as for `as_emission`.
+
+    Raises:
+        InputError: no law, two laws, or a law of another number of coordinates than y has.
+    """
+    if data.names is not None:
+        raise InputError("y is a mapping from vertices to values, which is data of a Tree; give an array of times")
+    if observation is None:
+        emission = _brought(probe, data)
+    elif data.operator is not None or data.covariance is not None:
+        raise InputError(
+            "the model has a law of observation and the data bring operator or noise too; give one of them"
+        )
+    else:
+        emission = as_emission(observation, probe)
+    if data.categories and emission.gaussian:
+        data = data.as_real()
+    width, m = emission.width(probe), 1 if data.categories else data.y.shape[-1]
+    if width is not None and width != m:
+        raise InputError(
+            f"y has {m} coordinates (its shape is {tuple(data.y.shape)}: series, times, coordinates) and the "
+            f"observation law {width} (at one state of shape {tuple(probe.shape[1:])}); they must agree"
+        )
+    return emission, data
+
+
+def _brought(probe: Tensor, data: Observed) -> Emission:
+    """``y = operator x + noise``, as the data say."""
+    if not probe.is_floating_point() or data.covariance is None:
+        raise InputError(
+            "nothing says how y depends on the state: give StateSpace(..., observation=...) or, for "
+            "y = operator x + noise of real states, Observed(y, operator=..., noise=...)"
+        )
+    R, m, d = matrix(data.covariance, 1), data.y.shape[-1], probe.shape[-1]
+    operator = data.operator
+    if operator is not None and not isinstance(operator, Lin):
+        return GaussianEmission(precise(operator), lambda x: R)
+    L = torch.eye(d, dtype=torch.float64) if operator is None else matrix(operator, d)
+    if tuple(L.shape) != (m, d):
+        fix = " (give operator=, a matrix)" if operator is None else ""
+        raise InputError(f"the operator is {tuple(L.shape)}; y has {m} coordinates and the state {d}: ({m}, {d}){fix}")
+    return LinearEmission(L, torch.zeros(m, dtype=torch.float64), R)
 
 
 def arity(f: Callable[..., Any]) -> int:
@@ -256,7 +317,7 @@ def _linear(kernel: LinearGaussian, probe: Tensor) -> LinearEmission:
 def _of_kernel(kernel: Kernel) -> Emission:
     law = getattr(kernel, "law", None)
     if law is not None:
-        return LawEmission(law)
+        return LawEmission(precise(law))
     mean, root_at = getattr(kernel, "mean", None), getattr(kernel, "root_at", None)
     if mean is not None and root_at is not None:
 

@@ -57,8 +57,6 @@ def rows_of(problem: Problem, emission: LinearEmission) -> Rows:
     """The observations of a problem at its nodes, under linear emissions ``(m, d)`` or ``(S|1, N|1, m, d)``."""
     y, seen = problem.data.y, problem.data.seen
     m = emission.L.shape[-2]
-    if y.shape[-1] != m:
-        raise InputError(f"y has {y.shape[-1]} coordinates and the observation law {m}")
     for name, value, own in (("L", emission.L, 2), ("b", emission.b, 1), ("R", emission.R, 2)):
         lead = value.shape[: value.ndim - own]
         if lead and bool(seen.any()) and (lead[0] not in (1, y.shape[0]) or lead[-1] not in (1, y.shape[1])):

@@ -23,6 +23,7 @@ from retrodict.core.lin import Lin
 from retrodict.inference.emissions import Emission, as_emission, matrix, normal_moments
 from retrodict.inference.transitions import Transition, as_transition
 from retrodict.kernels import Categorical, Gaussian
+from retrodict.kernels.precise import Precise
 
 _FOREIGN = {"numpy", "pandas", "xarray", "matplotlib"}
 _LIBRARIES = {"torch", "scipy", "sklearn", "retrodict", "math"}
@@ -32,7 +33,8 @@ class StateSpace:
     """A state-space model: laws only.
 
     Args:
-        prior: of the state at ``t0``: a `Gaussian`, a `Categorical` (finite states), or a torch.distributions object.
+        prior: of the state at ``t0``: a `Gaussian`, a `Categorical` (finite states), a torch.distributions object,
+            or a function or module without arguments that returns one of these.
         transition: a `Kernel` (one step of unit length), anything with ``.kernel(s, t)`` (a process, a linear SDE), a
             callable ``(s, t) -> Kernel``, a list of kernels (one between consecutive times), or a callable
             ``x -> torch.distributions`` (one step of unit length).
@@ -83,6 +85,7 @@ class StateSpace:
 
 def as_prior(prior: Any) -> tuple[Any, str, int]:
     """``(law, "real" or "finite", dimension or number of states)``; laws get a leading batch axis ``(1|S, ...)``."""
+    prior = prior() if callable(prior) else prior
     if isinstance(prior, Categorical):
         log_p = torch.log_softmax(prior.log_p.double(), -1)
         log_p = log_p if log_p.ndim > 1 else log_p[None]
@@ -100,8 +103,9 @@ def as_prior(prior: Any) -> tuple[Any, str, int]:
         prior = Gaussian(normal[0].reshape(1, -1), Lin.dense(normal[1].reshape(1, *normal[1].shape[-2:])))
     if not isinstance(prior, Gaussian):
         raise InputTypeError(
-            "prior is a kernels.Gaussian, a kernels.Categorical or a torch.distributions object, "
-            f"got {type(prior).__name__}"
+            "prior is a kernels.Gaussian, a kernels.Categorical, a torch.distributions object or a function or module "
+            f"without arguments that returns one, got {type(prior).__name__} (kernels.Categorical.of(p) for "
+            "probabilities, kernels.Gaussian(mean, covariance) for moments)"
         )
     mean = prior.mean.double()
     mean = mean if mean.ndim > 1 else mean.reshape(1, -1)
@@ -140,6 +144,7 @@ def named_leaves(
 
 def _parts(value: Any) -> dict[str, Any]:
     """What a value is made of, by name."""
+    value = value.f if isinstance(value, Precise) else value
     if isinstance(value, torch.nn.Module):
         return dict(value.named_parameters())
     if isinstance(value, (list, tuple, set)):

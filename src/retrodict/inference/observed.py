@@ -12,12 +12,13 @@ that a coordinate is missing.  Inside, everything is one padded tensor with a ba
 | list of arrays | a batch of series of unequal length |
 | pandas Series, DataFrame | one series; the index is the times |
 | xarray DataArray | dimension "time", perhaps "series", perhaps one other (the coordinates) |
+| mapping | vertex of a `Tree` -> number, ``(m,)`` or ``(S, m)``; vertices not named are not seen |
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -48,6 +49,7 @@ class Observed:
         times: ``(S, N)`` float64, padded with NaN.
         lengths: ``(S,)``.
         single: whether one series was given without a batch axis.
+        names: of the vertices, where y was a mapping; else None.
 
     >>> data = Observed([[1.0, float("nan")], [2.0, 3.0]], times=[0.0, 0.5])
     >>> data.y.shape, data.times.tolist(), data.single
@@ -66,6 +68,7 @@ class Observed:
     ) -> None:
         if missing not in ("nan", "error"):
             raise InputError(f"missing is 'nan' (NaN means not seen) or 'error' (NaN raises), got {missing!r}")
+        self.names = list(y) if isinstance(y, Mapping) else None
         y, index, self.columns = _unpack(y)
         times = index if times is None else times
         series, self.single = _series(y)
@@ -92,6 +95,18 @@ class Observed:
         """``(S, N, m)`` (``(S, N)`` for integers): True where a coordinate was observed."""
         return self.y >= 0 if self.categories else ~torch.isnan(self.y)
 
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """``(y, seen)`` with a value that was seen elsewhere, and so is in the support, where nothing was."""
+        y, seen = self.y, self.seen
+        if self.categories:
+            return torch.where(seen, y, y[seen][0] if bool(seen.any()) else 0), seen
+        columns = []
+        for c in range(y.shape[-1]):
+            some = seen[..., c]
+            columns.append(torch.where(some, y[..., c], y[..., c][some][0].detach() if bool(some.any()) else 1.0))
+        return torch.stack(columns, -1), seen
+
     def __len__(self) -> int:
         return self.y.shape[0]
 
@@ -104,6 +119,12 @@ class Observed:
             )
         other = copy.copy(self)
         other.y = torch.where(self.real, self.y.double(), float("nan")).unsqueeze(-1)
+        return other
+
+    def nameless(self) -> Observed:
+        """The same rows without the names of vertices."""
+        other = copy.copy(self)
+        other.names = None
         return other
 
     def series(self, s: int) -> Observed:
@@ -137,6 +158,8 @@ class Observed:
 
 def _unpack(y: Any) -> tuple[Any, Any, list[str] | None]:
     """``(values, labels of time or None, names of coordinates or None)`` of labelled data."""
+    if isinstance(y, Mapping):
+        return _rows(y), None, None
     room = type(y).__module__.split(".")[0]
     if room == "pandas":
         columns = [str(c) for c in y.columns] if hasattr(y, "columns") else None
@@ -164,6 +187,19 @@ def _unpack(y: Any) -> tuple[Any, Any, list[str] | None]:
         labels = [part[1] for part in parts]
         return [part[0] for part in parts], None if any(i is None for i in labels) else labels, parts[0][2]
     return y, None, None
+
+
+def _rows(named: Mapping[Any, Any]) -> Tensor:
+    """The values of a mapping as ``(J,)``, ``(J, m)`` or ``(S, J, m)``, in its order."""
+    require(bool(named), "y is an empty mapping; give a value for at least one vertex")
+    parts = [_tensor(value, f"y[{name!r}]") for name, value in named.items()]
+    shapes = {name: tuple(part.shape) for name, part in zip(named, parts)}
+    require(
+        len(set(shapes.values())) == 1 and parts[0].ndim <= 2,
+        f"the values of y are all numbers, all (m,) or all (S, m); got the shapes {shapes}",
+    )
+    real = any(part.is_floating_point() for part in parts)
+    return torch.stack([part.double() if real else part for part in parts], 1 if parts[0].ndim == 2 else 0)
 
 
 def _series(y: Any) -> tuple[list[Tensor], bool]:

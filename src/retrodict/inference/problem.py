@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
-from retrodict.inference.emissions import Emission, GaussianEmission, LinearEmission, as_emission, matrix
+from retrodict.inference.emissions import Emission, LinearEmission, law_seen
 from retrodict.inference.layout import layout_of
 from retrodict.inference.models import StateSpace, as_prior
 from retrodict.inference.observed import Observed
@@ -38,8 +37,7 @@ class Problem:
     """
 
     def __init__(self, model: StateSpace, data: Observed) -> None:
-        self.emission = _emission(model, data)
-        data = data.as_real() if data.categories and self.emission.gaussian else data
+        self.emission, data = law_seen(model.given[2], model.probe, data)  # anew: trained parameters are current
         self.model, self.data = model, data
         self.layout = layout_of(data, model.t0, model.transition.unit)
         self.times, self.real, self.at = self.layout.times, self.layout.real, self.layout.at
@@ -106,14 +104,7 @@ class Problem:
     @cached_property
     def filled(self) -> tuple[Tensor, Tensor]:
         """``(y, seen)`` of the data, with a value of the support where nothing was seen."""
-        y, seen = self.data.y, self.data.seen
-        if self.data.categories:
-            return torch.where(seen, y, y[seen][0] if bool(seen.any()) else 0), seen
-        columns = []
-        for c in range(y.shape[-1]):
-            some = seen[..., c]
-            columns.append(torch.where(some, y[..., c], y[..., c][some][0].detach() if bool(some.any()) else 1.0))
-        return torch.stack(columns, -1), seen
+        return self.data.filled
 
     @cached_property
     def _rows(self) -> list[list[tuple[Emission, Tensor, Tensor | None]]]:
@@ -218,30 +209,3 @@ def _together(parts: list[tuple[Any, Tensor]], like: Tensor) -> Tensor:
 def _step(value: Tensor, k: int) -> Tensor:
     """Step k of ``(S|1, n|1, ...)`` with an axis for particles: ``(S|1, 1, ...)``."""
     return value[:, 0 if value.shape[1] == 1 else k - 1].unsqueeze(1)
-
-
-def _emission(model: StateSpace, data: Observed) -> Emission:
-    """The model's law of observation, or the data's ``y = operator x + noise``."""
-    told = data.operator is not None or data.covariance is not None
-    if model.emission is not None:
-        if told:
-            raise InputError(
-                "the model has a law of observation and the data bring operator or noise too; give one of them"
-            )
-        return as_emission(model.given[2], model.probe)  # anew: trained parameters are current
-    if model.kind == "finite" or data.covariance is None:
-        raise InputError(
-            "nothing says how y depends on the state: give StateSpace(..., observation=...) or, for "
-            "y = operator x + noise of real states, Observed(y, operator=..., noise=...)"
-        )
-    R, m, d = matrix(data.covariance, 1), data.y.shape[-1], model.size
-    operator = data.operator
-    if operator is None or isinstance(operator, Lin):
-        L = torch.eye(d, dtype=torch.float64) if operator is None else matrix(operator, d)
-        if tuple(L.shape) != (m, d):
-            fix = " (give operator=, a matrix)" if operator is None else ""
-            raise InputError(
-                f"the operator is {tuple(L.shape)}; y has {m} coordinates and the state {d}: ({m}, {d}){fix}"
-            )
-        return LinearEmission(L, torch.zeros(m, dtype=torch.float64), R)
-    return GaussianEmission(operator, lambda x: R)

@@ -20,6 +20,7 @@ from retrodict.inference.models import as_prior, leaves
 from retrodict.inference.results import Paths
 from retrodict.kernels.euler import EulerStep, NonLinearGaussian, dispersion, mv
 from retrodict.kernels.laws import Gaussian
+from retrodict.kernels.precise import precise
 
 _BLOCK = 2_000_000  # normals drawn at once: few calls, and no more memory than the paths themselves
 
@@ -52,7 +53,10 @@ class SDE:
     def __post_init__(self) -> None:
         if not callable(self.drift):
             raise InputTypeError(f"drift is a function of (x, t), got {type(self.drift).__name__}")
-        if not callable(self.diffusion):
+        object.__setattr__(self, "drift", precise(self.drift))
+        if callable(self.diffusion):
+            object.__setattr__(self, "diffusion", precise(self.diffusion))
+        else:
             object.__setattr__(self, "diffusion", torch.as_tensor(self.diffusion, dtype=torch.float64))
 
     def parameters(self) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ from retrodict.inference.emissions import arity, matrix, normal_moments, vector
 from retrodict.kernels import Categorical, Chain, Finite, Kernel, LinearGaussian
 from retrodict.kernels.conditional import Conditional
 from retrodict.kernels.euler import NonLinearGaussian
+from retrodict.kernels.precise import precise
 
 Arrays = tuple[Tensor, ...]
 _OWN = (2, 1, 2)  # axes of one step's A, b and Q; a finite step has the first alone
@@ -161,12 +162,13 @@ def as_transition(given: Any, probe: Tensor) -> Transition:
     if not callable(given):
         raise InputTypeError(
             f"transition is a Kernel, an object with .kernel(s, t), a list of kernels, or a callable (s, t) -> Kernel "
-            f"or x -> torch.distributions; got {type(given).__name__}"
+            f"or x -> torch.distributions; got {type(given).__name__} (a matrix is kernels.Finite.of(P) for "
+            "finite states, kernels.LinearGaussian(A, b, Q) for real ones)"
         )
-    f: Any = given  # a callable of any signature
-    count = arity(f)
+    f: Any = precise(given)  # a callable of any signature
+    count = arity(given)
     if count == 2:
-        return Timed(f)
+        return Timed(given)
     if count == 3:
         return Timed(lambda s, t: law_kernel(lambda x: f(x, s, t), probe))
     law_kernel(f, probe)  # raises now rather than in the middle of a run

@@ -208,7 +208,11 @@ def build(
     from retrodict.inference.tree_finite import FiniteTree
     from retrodict.inference.tree_real import RealTree
 
+    if data.names is not None:
+        require(at is None, "the data name their vertices, and at= names them too; give one of the two")
+        at, data = data.names, data.nameless()
     root = model.prior if start is None else start
+    root = root() if callable(root) else root
     if root is None:
         raise InputError("the state of the root is not known: give start=x, or Tree(..., prior=law)")
     first = next(i for i, group in enumerate(model.parents) if group)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, require
 from retrodict.core.noise import KeyedNoise
-from retrodict.inference.emissions import as_emission
+from retrodict.inference.emissions import law_seen
 from retrodict.inference.models import as_prior
 from retrodict.inference.observed import Observed
 from retrodict.inference.results import Marginals, Paths
@@ -81,19 +81,19 @@ class FiniteTree(TreePosterior):
         """``log g (S, V, K)`` of what was seen at each vertex."""
         S, V = len(self.data), len(self.vertices)
         out = torch.zeros(S, V, self.K, dtype=torch.float64)
-        y, seen = self.data.y, self.data.seen
         states = torch.arange(self.K)
         if self.model.observation is None:
+            y, seen = self.data.y, self.data.seen
             if not self.data.categories or int(y.max()) >= self.K:
                 raise InputError(
                     f"without observation= the states themselves are seen, integers below {self.K} (-1: not seen)"
                 )
             match = torch.where(seen[..., None], (y[..., None] == states).double().log(), 0.0)
             return out.index_add(1, torch.tensor(at), match)
-        emission = as_emission(self.model.observation, states)
+        emission, data = law_seen(self.model.observation, states, self.data)
+        y, seen = data.filled
         for j, vertex in enumerate(at):
-            value = torch.where(seen[:, j], y[:, j], torch.zeros_like(y[:, j]))
-            out[:, vertex] += emission.log_prob(states.expand(S, -1), value[:, None], seen[:, j, None])
+            out[:, vertex] += emission.log_prob(states.expand(S, -1), y[:, j, None], seen[:, j, None])
         return out
 
     def _backward(self) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.core.noise import KeyedNoise, Noise
+from retrodict.inference.emissions import law_seen
 from retrodict.inference.guided.auxiliary import brownian
-from retrodict.inference.guided.evidence import Evidence, observation_law
+from retrodict.inference.guided.evidence import Evidence
 from retrodict.inference.guided.guides import Doob
 from retrodict.inference.guided.messages import Messages, absorb, sweep
 from retrodict.inference.guided.posterior import start_law
@@ -79,8 +80,8 @@ class RealTree(TreePosterior):
         self.particles, self.seed = particles, seed
         self.law0, self.d, self.tilt = start_law(root, len(data))
         V, S = len(self.vertices), len(data)
-        law = observation_law(model.observation, self.d, data)
-        self.evidence = Evidence(model.seen_at(data, at), V, self.d, law, data.y, data.seen)
+        law, data = law_seen(model.observation, torch.zeros(1, self.d, dtype=torch.float64), data)
+        self.evidence = Evidence(model.seen_at(data, at), V, self.d, law, *data.filled)
         self.levels = [self._level(edges, steps) for edges in model.levels(self.evidence.pins)]
         linear = all(level.linear for level in self.levels)
         self.exact = linear and model.branching and self.evidence.linear and self.tilt is None

@@ -27,9 +27,11 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
+from retrodict.kernels.checks import as_covariance
 from retrodict.kernels.kernel import Kernel
 from retrodict.kernels.laws import Quadratic
 from retrodict.kernels.linear_gaussian import LinearGaussian
+from retrodict.kernels.precise import precise
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -205,13 +207,18 @@ class NonLinearGaussian(Kernel):
             raise InputError("a non-linear Gaussian kernel takes either covariance or root")
         if self.weight not in ("doob", "path"):
             raise InputError(f"weight is 'doob' or 'path', got {self.weight!r}")
+        for name in ("mean", "root"):
+            object.__setattr__(self, name, precise(getattr(self, name)))
+        given: Any = self.covariance
+        made = precise(given) if callable(given) and not isinstance(given, Lin) else given
+        object.__setattr__(self, "covariance", made if made is None or callable(made) else as_covariance(made))
 
     def root_at(self, x: Tensor) -> Tensor:
         """S ``(batch|1, d, r)`` with covariance ``S S'`` at ``x (batch, d)``."""
         if self.root is not None:
             return self.root(x)
         given: Any = self.covariance
-        Q: Any = given if isinstance(given, Lin) or not callable(given) else given(x)
+        Q: Any = given if isinstance(given, Lin) else given(x)
         S = dense(Lin.of(Q).to(x.dtype).sqrt(), x.shape[-1])
         return S if S.ndim == 3 else S.unsqueeze(0)
 

@@ -56,7 +56,7 @@ def bffg(
     steps = _steps(problem, d)
     nodes = _nodes(problem)
     assert nodes is not None  # no_lookahead has seen to it
-    y, seen = problem.filled if not data.categories else (data.y, data.seen)
+    y, seen = problem.filled
 
     def make(keep: bool = True, stretches_only: bool = False) -> GuidedModel:
         """The guided model, prepared."""

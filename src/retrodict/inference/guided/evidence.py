@@ -9,7 +9,6 @@ observation without noise are exact: they become `Pin` objects.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
-from retrodict.inference.emissions import Emission, LinearEmission, as_emission
-from retrodict.inference.observed import Observed
-from retrodict.inference.problem import _emission
+from retrodict.inference.emissions import Emission, LinearEmission
 from retrodict.kernels.euler import Pin, jacobian
 from retrodict.kernels.laws import Quadratic
 from retrodict.kernels.scans.gaussian.algebra import Message, dot, mv
@@ -152,11 +149,3 @@ class Evidence:
         H = (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
         F = grad + mv(H, x)
         return H, F, value - dot(F, x) + 0.5 * dot(x, mv(H, x))
-
-
-def observation_law(observation: Any, d: int, data: Observed) -> Emission:
-    """The law of an observation given a state of d coordinates: the model's, or that which the data bring."""
-    probe = torch.zeros(1, d, dtype=torch.float64)
-    own = None if observation is None else as_emission(observation, probe)
-    stand_in: Any = SimpleNamespace(emission=own, given=(None, None, observation), probe=probe, kind="real", size=d)
-    return _emission(stand_in, data)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
-from retrodict.inference.guided.evidence import Evidence, observation_law
+from retrodict.inference.emissions import law_seen
+from retrodict.inference.guided.evidence import Evidence
 from retrodict.inference.guided.model import GuidedModel, Innovations
 from retrodict.inference.guided.steps import EulerGrid
 from retrodict.inference.models import as_prior
@@ -235,11 +236,13 @@ def conditioned_sde(
     law, d, tilt = start_law(model.prior if start is None else start, len(data))
     t, at = _grid(data, model.t0, int(steps), grid == "tau" or (grid == "auto" and weight == "continuous"))
     fine = EulerGrid(model.drift, model.diffusion, t, d, len(data))
-    y, seen = data.y, data.seen
+    probe = torch.zeros(1, d, dtype=torch.float64)
+    emission, data = law_seen(model.observation, probe, data)
+    y, seen = data.filled
 
     def make(keep: bool = True, stretches_only: bool = False) -> GuidedModel:
         """The guided model, prepared."""
-        evidence = Evidence(at, fine.n + 1, d, observation_law(model.observation, d, data), y, seen)
+        evidence = Evidence(at, fine.n + 1, d, emission, y, seen)
         return GuidedModel(
             fine, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep
         )
@@ -290,6 +293,7 @@ def start_law(start: Any, series: int) -> tuple[tuple[Tensor, Tensor], int, Call
     """Mean ``(S, d)`` and covariance of node 0; d; the log-ratio of the true law to that Gaussian, or None."""
     if start is None:
         raise InputError("the state at t0 is not known: give start=x0, or SDE(..., prior=law)")
+    start = start() if callable(start) else start
     if isinstance(start, Gaussian) or isinstance(start, torch.distributions.Distribution):
         law, kind, d = as_prior(start)
         if kind != "real":
