@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TokenBridge,
         Uniform,
     )
-    from retrodict.solvers import Plan, Remask, plan
+    from retrodict.solvers import Parallel, Plan, Remask, plan
     from retrodict.verbs import Guidance, Samples, condition, filter, fit, fit_parameters, load, sample, save, smooth
 
 __version__ = "0.1.0.dev0"
@@ -54,6 +54,7 @@ __all__ = [
     "JumpProcess",
     "Masked",
     "Observed",
+    "Parallel",
     "Plan",
     "Population",
     "Product",
@@ -111,6 +112,7 @@ _HOMES = {
     "Uniform": "retrodict.processes",
     "VE": "retrodict.processes",
     "VP": "retrodict.processes",
+    "Parallel": "retrodict.solvers",
     "Plan": "retrodict.solvers",
     "Remask": "retrodict.solvers",
     "plan": "retrodict.solvers",

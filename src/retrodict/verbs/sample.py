@@ -25,6 +25,8 @@ from retrodict.particles import Population
 from retrodict.processes import Discrete, GaussianPath, Process
 from retrodict.solvers import Plan, auto, general, runtime, solvers
 from retrodict.solvers import plan as make_plan
+from retrodict.solvers.parallel import Parallel, ParallelRun
+from retrodict.solvers.parallel import run as run_parallel
 from retrodict.verbs.samples import Samples, Trajectory
 
 
@@ -50,6 +52,7 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     trajectory: bool = False,
+    parallel: bool | Parallel = False,
     progress: bool = True,
     noise_device: str | None = None,
     **condition: Any,
@@ -70,6 +73,8 @@ def sample(
         shape: event shape, where the denoiser does not know it.
         seed: keys all noise; batch_size: how many samples run at once.
         trajectory: keep every evaluated state.
+        parallel: make the evaluations of a sample in a few large batches, corrected until they agree with those in
+            sequence: less latency for more evaluations.  True or a `Parallel`.
         noise_device: "cpu" makes the noise equal on every device.
         condition: conditions that the denoiser declares; tensors of length n are per sample, others shared.
 
@@ -81,6 +86,7 @@ def sample(
     if guidance != 1.0:
         denoiser, population = _guided(denoiser, guidance, population)
     crowd = _population(denoiser, n, population)
+    how = _parallel(parallel, crowd, trajectory)
     words = {"steps": steps, "nfe": nfe, "grid": grid, "eta": eta, "start": start, "end": end}
     plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd)
     _check_start(plan, init)
@@ -96,10 +102,12 @@ def sample(
             total=plan.nfe * len(chunks), disable=None if progress else True, desc="sampling", unit="eval"
         ) as bar:
             parts = [
-                _run(plan, denoiser, inputs, seed, chunk, crowd, trajectory, bar, noise_device) for chunk in chunks
+                _run(plan, denoiser, inputs, seed, chunk, crowd, trajectory, bar, noise_device, how) for chunk in chunks
             ]
     run = _join(parts, plan)
-    return _samples(run, plan, denoiser, crowd, seed, copies)
+    samples = _samples(run, plan, denoiser, crowd, seed, copies)
+    samples.rounds = max((p.rounds for p in parts if isinstance(p, ParallelRun)), default=samples.rounds)
+    return samples
 
 
 # -- checks ---------------------------------------------------------------------------------------------------
@@ -133,6 +141,18 @@ def _population(denoiser: Denoiser, n: int, population: Any) -> Population | Non
     if crowd.size is None and n < 2:
         raise InputError("a population of one carries no weights: ask for n >= 2, or Population(size=K)")
     return crowd
+
+
+def _parallel(parallel: bool | Parallel, crowd: Population | None, trajectory: bool) -> Parallel | None:
+    if not isinstance(parallel, (bool, Parallel)):
+        raise InputTypeError(f"parallel is True, False or a Parallel, got {type(parallel).__name__}")
+    if parallel is False:
+        return None
+    if crowd is not None or trajectory:
+        raise InputError(
+            "parallel=True carries no weights and keeps no trajectory: pass population=False or leave it out"
+        )
+    return Parallel() if parallel is True else parallel
 
 
 def _plan(
@@ -321,17 +341,22 @@ def _run(
     trajectory: bool,
     bar: Any,
     noise_device: str | None,
+    how: Parallel | None,
 ) -> general.Run:
     dtype = denoiser.dtype if denoiser.process.state == "real" else torch.float32
     noise = KeyedNoise(seed, index.numpy(), dtype=dtype, device=denoiser.device, source=noise_device)
     where = index.to(denoiser.device)
     condition = inputs.condition(where)
     x = _start(plan, denoiser, inputs, noise, where, condition)
-    if crowd is None and not trajectory and runtime.is_fast(plan):
-        out = runtime.run(plan, denoiser, x, noise, condition, bar.update)
-        if out.is_floating_point() and not bool(torch.isfinite(out).all()):
+    if crowd is None and not trajectory and (how is not None or runtime.is_fast(plan)):
+        if how is not None:
+            each = {*inputs.per_sample, "x1"}
+            run = run_parallel(plan, denoiser, x, noise, condition, how, per_sample=each, on_round=bar.update)
+        else:
+            run = general.Run(runtime.run(plan, denoiser, x, noise, condition, bar.update))
+        if run.x.is_floating_point() and not bool(torch.isfinite(run.x).all()):
             _locate(plan, denoiser, inputs, seed, index, noise_device)
-        return general.Run(out)
+        return run
     return general.run(plan, denoiser, x, noise, condition, population=crowd, trajectory=trajectory, on_eval=bar.update)
 
 

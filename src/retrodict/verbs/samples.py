@@ -40,6 +40,7 @@ class Samples:
         correction: "exact" (the plan samples the model's own law), "weighted" (steered, and the weights repair
             the bias) or "none" (steered, unweighted: pretty, and biased).
         nfe: denoiser evaluations per sample; passes: network passes per sample, two an evaluation under guidance.
+        rounds: network calls that had to wait for each other; fewer than nfe where the run was parallel.
         plan: the plan that ran.
     """
 
@@ -53,8 +54,10 @@ class Samples:
     ess: Tensor | None = None
     ess_trace: Tensor | None = None
     trajectory: Trajectory | None = None
+    rounds: int = 0
 
     def __post_init__(self) -> None:
+        self.rounds = self.rounds or self.nfe
         if len(self.log_weights) != len(self.x):
             self.log_weights = torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device)
 

@@ -1,0 +1,199 @@
+"""Parallel iteration reaches the sequential result: for every solver, with noise or without, in fewer rounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import retrodict as rd
+from retrodict.core.errors import InputError, InputTypeError
+from retrodict.core.noise import KeyedNoise
+from retrodict.solvers import parallel, runtime
+from retrodict.solvers.parallel import METHODS, Parallel
+from retrodict.solvers.parallel_steps import recursion
+from solvers.solver_cases import FRONTIER, M8, ONE_ENDED, case_id, cases, interpolant
+
+VP = ONE_ENDED["vp-linear"]
+FIVE = ("ddim", "dpm-solver++", "unipc", "heun", "plms")
+
+
+def _start(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def _both(plan: rd.Plan, denoiser: rd.Denoiser, x: torch.Tensor, how: Parallel, **condition):
+    """``(the sequential result, the parallel run)`` under the same noise."""
+    noise = lambda: KeyedNoise(3, len(x), dtype=x.dtype)  # noqa: E731
+    with torch.no_grad():
+        sequential = runtime.run(plan, denoiser, x, noise(), condition)
+        return sequential, parallel.run(plan, denoiser, x, noise(), condition, how, per_sample=condition)
+
+
+LINEAR = [c for c in cases() if c[0] != "step"]
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=case_id)
+def test_every_solver_gives_the_sequential_result(case):
+    """Run on until nothing changes: at most one sweep an evaluation, and float64's last digits are the sequential
+    ones'."""
+    name, options = case
+    options = {k: v for k, v in options.items() if k != "lacks"}
+    plan = rd.plan(name, VP, steps=6, **options)
+    if not runtime.is_fast(plan):  # rows that depend on data, pairs of states: refused
+        with pytest.raises(InputError, match="only plans of linear rows"):
+            recursion(plan)
+        return
+    sequential, run = _both(plan, M8.denoiser(VP), _start(4), Parallel(tolerance=0.0))
+    assert float((run.x - sequential).abs().max()) < 1e-11 * float(sequential.abs().max().clamp_min(1))
+    assert len(run.corrections) <= plan.nfe and run.rounds <= plan.nfe + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_the_sequential_result(method):
+    for solver, eta in (("dpm-solver++", None), ("ddim", 1.0)):
+        plan = rd.plan(solver, VP, steps=12, eta=eta)
+        sequential, run = _both(plan, FRONTIER.denoiser(VP), _start(8), Parallel(method, tolerance=0.0))
+        assert float((run.x - sequential).abs().max()) < 1e-12
+        assert len(run.corrections) <= plan.nfe
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_k_sweeps_the_first_k_states_are_the_sequential_ones(method):
+    """Bitwise: a window of one evaluation is the sequential computation by the same arithmetic."""
+    plan = rd.plan("unipc", VP, steps=8)
+    _, wide = _both(plan, M8.denoiser(VP), _start(8), Parallel(method, tolerance=0.0))
+    _, narrow = _both(plan, M8.denoiser(VP), _start(8), Parallel(method, tolerance=0.0, window=1))
+    assert narrow.rounds == plan.nfe + 1 and narrow.calls == plan.nfe + 1
+    assert torch.equal(wide.x, narrow.x)
+
+
+@pytest.mark.parametrize("law", [M8, FRONTIER], ids=["M8", "frontier"])
+@pytest.mark.parametrize("solver", FIVE)
+def test_a_third_of_the_rounds_on_mixtures(solver, law):
+    """50 evaluations; the sequential answer to 1e-4 in the largest of 64 samples."""
+    nfe = 49 if solver == "heun" else 50
+    plan = rd.plan(solver, VP, nfe=nfe)
+    sequential, run = _both(plan, law.denoiser(VP), _start(64), Parallel())
+    assert float((run.x - sequential).abs().max()) < 1e-4
+    assert 3 * run.rounds <= plan.nfe, run.rounds
+
+
+def test_a_third_of_the_rounds_with_noise():
+    plan = rd.plan("ddim", VP, steps=50, eta=1.0)
+    sequential, run = _both(plan, FRONTIER.denoiser(VP), _start(64), Parallel())
+    assert float((run.x - sequential).abs().max()) < 1e-4 and 3 * run.rounds <= plan.nfe
+
+
+def test_a_window_bounds_the_batch_and_saves_evaluations():
+    plan, seen = rd.plan("ddim", VP, steps=50), []
+    inner = FRONTIER.denoiser(VP)
+
+    class Watching(rd.Denoiser):
+        def forward(self, x, t, **condition):
+            seen.append(len(x))
+            return inner(x, t)
+
+    sequential, run = _both(plan, Watching(VP, (2,)), _start(4), Parallel(window=16))
+    assert max(seen[50:]) == 4 * 16 and sum(seen[50:]) == 4 * run.calls
+    _, unbounded = _both(plan, inner, _start(4), Parallel())
+    assert run.calls < unbounded.calls
+    assert float((run.x - sequential).abs().max()) < 1e-4
+
+
+def test_picard_needs_rounds_that_do_not_grow_with_the_steps_and_jacobi_as_many_as_steps():
+    """Rounds of Picard at 128 steps are at most 1.5 times those at 32; Jacobi's grow with the steps."""
+    rounds = {}
+    for method in ("picard", "jacobi"):
+        for steps in (32, 128):
+            plan = rd.plan("ddim", VP, steps=steps)
+            rounds[method, steps] = _both(plan, M8.denoiser(VP), _start(16), Parallel(method, tolerance=1e-3))[1].rounds
+    assert rounds["picard", 128] <= 1.5 * rounds["picard", 32]
+    assert rounds["jacobi", 128] >= 3 * rounds["jacobi", 32]
+
+
+def test_methods_solve_their_own_linear_problems_in_one_sweep():
+    """A constant denoiser leaves nothing to correct; a constant noise prediction is what Picard keeps; a denoiser that
+    is linear in each element is what the secants find from two sweeps."""
+
+    class Constant(rd.Denoiser):
+        def forward(self, x, t, **condition):
+            return torch.full_like(x, 0.3)
+
+    class SameNoise(rd.Denoiser):
+        def forward(self, x, t, **condition):
+            alpha, sigma = (c(torch.as_tensor(t, dtype=torch.float64)).reshape(-1, 1) for c in (VP.alpha, VP.sigma))
+            return (x - 0.7 * sigma) / alpha
+
+    plan = rd.plan("dpm-solver++", VP, steps=20)
+    for denoiser, method, sweeps in (
+        (Constant(VP, (2,)), "exponential-picard", 1),
+        (SameNoise(VP, (2,)), "picard", 2),
+        (rd.exact.GaussianMixture([1.0], [[0.5, -0.5]], [0.3]).denoiser(VP), "quasi-newton", 4),
+    ):
+        sequential, run = _both(plan, denoiser, _start(4), Parallel(method, tolerance=1e-8))
+        assert len(run.corrections) <= sweeps, (method, run.corrections)
+        assert float((run.x - sequential).abs().max()) < 1e-8
+
+
+def test_paths_with_two_ends():
+    path, other = interpolant(), rd.exact.GaussianMixture([1.0], [[0.5, -0.5]], [0.4])
+    denoiser = M8.denoiser(path, x1=other)
+    plan = rd.plan("flow-ab", path, steps=24, start=0.95)
+    sequential, run = _both(plan, denoiser, _start(8), Parallel(tolerance=1e-6))
+    assert plan.two_ended and float((run.x - sequential).abs().max()) < 1e-6 and run.rounds < 20
+
+
+def test_a_guess_thrown_out_of_bounds_recovers():
+    """A denoiser that overflows on the guesses, and not on the trajectory: the exact prefix still grows to the end."""
+    inner = M8.denoiser(VP)
+    plan = rd.plan("ddim", VP, steps=10)
+    calls = []
+
+    class Fragile(rd.Denoiser):
+        def forward(self, x, t, **condition):
+            calls.append(len(x))
+            out = inner(x, t)
+            return out if len(calls) != 2 else torch.where(torch.arange(len(x)).unsqueeze(1) < 4, out, torch.inf)
+
+    x = _start(4)
+    sequential = runtime.run(plan, inner, x, KeyedNoise(3, 4, dtype=x.dtype), {})
+    run = parallel.run(plan, Fragile(VP, (2,)), x, KeyedNoise(3, 4, dtype=x.dtype), {}, Parallel(tolerance=1e-9))
+    assert float((run.x - sequential).abs().max()) < 1e-8
+
+
+class TestSample:
+    def test_labels_and_guidance_and_a_small_network(self):
+        """A small network learned for 150 steps, with labels that differ in a batch: float32, 50 evaluations."""
+        torch.manual_seed(0)
+        x = FRONTIER.sample(2000, seed=1).float()
+        data = {"x": x, "label": (x[:, 0] > 0).long()}
+        denoiser = rd.fit(rd.VP(), data, steps=150, batch_size=128, seed=0, progress=False)
+        words = {"solver": "dpm-solver++", "nfe": 50, "label": torch.arange(16) % 2, "guidance": 2.0, "progress": False}
+        one, many = rd.sample(denoiser, 16, **words), rd.sample(denoiser, 16, parallel=True, **words)
+        assert float((one.x - many.x).abs().max()) < 1e-4
+        assert 3 * many.rounds <= one.rounds == 50 and many.passes > one.passes == 100
+        chunked = rd.sample(denoiser, 16, parallel=True, batch_size=5, **words)
+        assert float((one.x - chunked.x).abs().max()) < 1e-4
+
+    def test_what_it_refuses(self):
+        denoiser = M8.denoiser(VP)
+        with pytest.raises(InputTypeError, match="True, False or a Parallel"):
+            rd.sample(denoiser, 4, parallel="picard", shape=(2,))
+        with pytest.raises(InputError, match="keeps no trajectory"):
+            rd.sample(denoiser, 4, parallel=True, trajectory=True)
+        with pytest.raises(InputError, match="only plans of linear rows"):
+            rd.sample(denoiser, 4, solver="step", steps=4, parallel=True)
+        with pytest.raises(InputError, match=r"quasi-newton.*Did you mean|known: jacobi"):
+            Parallel("quasi-newtn")
+        with pytest.raises(InputError, match="tolerance"):
+            Parallel(tolerance=-1)
+        with pytest.raises(InputError, match="window"):
+            Parallel(window=0)
+
+
+def test_the_recursion_is_the_plan():
+    """State sizes: one for a one-step method, the history for a multistep one; the noise of its rows."""
+    assert recursion(rd.plan("ddim", VP, steps=5)).size == 1
+    assert recursion(rd.plan("dpm-solver++", VP, steps=5, order=2)).size == 2
+    steps = recursion(rd.plan("ddim", VP, steps=5, eta=1.0))
+    assert sum(len(row) for row in steps.noise) == rd.plan("ddim", VP, steps=5, eta=1.0).noises
