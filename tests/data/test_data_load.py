@@ -286,7 +286,7 @@ def test_bad_files_are_refused(tmp_path, monkeypatch):
     (tmp_path / "p.npy").write_bytes(pickle.dumps(Bomb()))
     (tmp_path / "p.pt").write_bytes(pickle.dumps(Bomb()))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01")
-    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "notes.doc").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "one" / "a").mkdir(parents=True)
     for name, message in [
@@ -295,7 +295,7 @@ def test_bad_files_are_refused(tmp_path, monkeypatch):
         ("p.npy", "never opened"),
         ("p.pt", "is a pickle"),
         ("cut.npy", "cannot be read"),
-        ("notes.txt", r"ending '\.txt'; accepted: \.csv, \.npy, \.npz, \.parquet"),
+        ("notes.doc", r"ending '\.doc'; accepted: \.csv, \.md, \.npy, \.npz, \.parquet"),
         ("empty", "holds no images"),
         ("one", "in its 1 subfolders"),
     ]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, InputTypeError, optional_import, require
+from retrodict.core.errors import InputError, InputTypeError, near, optional_import, require
 from retrodict.data.arrays import Channels, build
 from retrodict.data.named import DATASETS, load_named
 from retrodict.data.sources import (
@@ -25,6 +26,7 @@ from retrodict.data.sources import (
     is_dataset,
     read_path,
 )
+from retrodict.data.texts import TEXTS, text
 from retrodict.data.types import Data, checked
 
 
@@ -55,8 +57,9 @@ def load_data(
             - a mapping with the samples under "x" and conditions under their own names;
             - a pandas frame, a `datasets` object, or the id of a data set on the Hub, as "ylecun/mnist";
             - the path of a ``.npy``, ``.npz``, ``.parquet`` or ``.csv`` file, or of a folder of images, with
-            one
-              subfolder for each class where there are classes;
+              one subfolder for each class where there are classes;
+            - the path of a text, ``.txt`` or ``.md``, with the options of `retrodict.data.text`: ``length``,
+              ``vocabulary``, ``stride``;
             - `Data`, which is returned with a held-out part if one is asked for.
         conditions: arrays by name, one entry a sample: whole numbers and text are classes, floats are real
             values. For a table the names of its columns; by default those called "label" and the like.
@@ -64,7 +67,8 @@ def load_data(
             the first class condition; by default the data set's own held-out part, if it has one.
         seed: of the held-out draw, and of a toy's samples.
         column: which column or entry holds the samples.
-        layout: "vector", "image", "series" or "tokens", where it should not be inferred from shape and dtype.
+        layout: "vector", "image", "series" or "tokens", where it should not be inferred from shape and dtype; "tokens"
+            reads columns of text in a table as categories.
         channels: "first" or "last" axis of images that hold the channels, where it cannot be told.
         classes: number of classes by condition, where not all of them occur.
         levels: number of grey levels of images, or size of the vocabulary of tokens, where not all occur.
@@ -74,7 +78,7 @@ def load_data(
         x1: samples of the other end, for a process between two data sets.
         name: what to call it.
         dtype: of real samples.
-        options: of a data set by name: ``n`` samples of a toy, its ``noise``, ...
+        options: of a data set by name: ``n`` samples of a toy, its ``noise``, ...; or of a text.
 
     Returns:
         `Data`: finite, in one of the four layouts, with at least two samples.
@@ -89,29 +93,33 @@ def load_data(
     Data('array', vector, (90, 2), label: 3, heldout=10)
     """
     if isinstance(what, str) and what.partition(":")[0] in DATASETS and not Path(what).exists():
-        _refuse_for_names(conditions=conditions, column=column, layout=layout, classes=classes, levels=levels)
+        _refuse(what, conditions=conditions, column=column, layout=layout, classes=classes, levels=levels)
         toy = {"seed": seed} if what.partition(":")[0] not in ("digits", "binary-digits") else {}
         data = load_named(what, {**toy, **options})
         data = replace(data, x=data.x if data.layout == "tokens" else data.x.to(dtype), name=name or data.name)
         return _with_heldout(checked(data), heldout, seed)
+    if isinstance(what, str | os.PathLike) and Path(what).suffix.lower() in TEXTS and Path(what).is_file():
+        _refuse(what, conditions=conditions, column=column, levels=levels, x1=x1)
+        return _text(Path(what), {"heldout": heldout, "name": name, **options})
     require(
         not options,
-        f"unknown options {sorted(options)}; options belong to data sets by name: {', '.join(DATASETS)}",
+        f"unknown options {sorted(options)}; options belong to texts and to data sets by name: {', '.join(DATASETS)}",
     )
     if isinstance(what, Data):
         return _with_heldout(checked(what), heldout, seed)
 
     names, given = _conditions(conditions)
-    wanted = Wanted(column, names, size)
+    wanted = Wanted(column, names, size, layout)
     raw, test, found = _read(what, wanted, split, heldout is None)
 
     def make(raw: Raw, called: str) -> Data:
         counts = {key: len(value) for key, value in raw.class_names.items()} | dict(classes or {})
         data = build(
             raw.x, {**raw.conditions, **given}, name=called, layout=layout, channels=channels, classes=counts,
-            levels=levels, dtype=dtype, x1=raw.x1 if x1 is None else x1,
+            levels=raw.codec.size if raw.codec else levels, dtype=dtype, x1=raw.x1 if x1 is None else x1,
         )  # fmt: skip
         data.class_names |= raw.class_names
+        data.codec = raw.codec
         return checked(data)
 
     data = make(raw, name or found)
@@ -119,6 +127,13 @@ def load_data(
         data.heldout = make(test, f"{data.name} held out")
         _require_alike(data, data.heldout)
     return _with_heldout(data, heldout, seed)
+
+
+def _text(path: Path, options: dict[str, Any]) -> Data:
+    known = list(inspect.signature(text).parameters)[1:]
+    for option in options:
+        require(option in known, f"a text has no option {option!r}; known: {', '.join(known)}.{near(option, known)}")
+    return text(path, **options)
 
 
 def _read(what: Any, wanted: Wanted, split: str, use_test: bool) -> tuple[Raw, Raw | None, str]:
@@ -186,9 +201,10 @@ def _conditions(conditions: Any) -> tuple[list[str] | None, dict[str, Any]]:
     )
 
 
-def _refuse_for_names(**given: Any) -> None:
+def _refuse(what: Any, **given: Any) -> None:
     wrong = [name for name, value in given.items() if value is not None]
-    require(not wrong, f"{', '.join(wrong)} cannot be given for a data set by name; it brings its own")
+    kind = "text" if Path(what).suffix.lower() in TEXTS else "data set by name"
+    require(not wrong, f"{', '.join(wrong)} cannot be given for a {kind}; it brings its own")
 
 
 def _require_alike(data: Data, other: Data) -> None:
@@ -196,6 +212,7 @@ def _require_alike(data: Data, other: Data) -> None:
         data.shape == other.shape and data.layout == other.layout,
         f"the held-out part has samples of shape {other.shape}, the training part {data.shape}",
     )
+    require(data.codec == other.codec, "the test part has other categories; join the parts and give heldout=")
     for name in set(data.classes) & set(other.classes):
         data.classes[name] = other.classes[name] = max(data.classes[name], other.classes[name])
 

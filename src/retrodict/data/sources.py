@@ -16,6 +16,8 @@ import numpy as np
 
 from retrodict.core.errors import InputError, InputTypeError, near, optional_import, require
 from retrodict.core.registry import Registry
+from retrodict.data.codecs import Categories, Codec
+from retrodict.data.texts import TEXTS
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,17 @@ class Raw:
     conditions: dict[str, Any] = field(default_factory=dict)
     class_names: dict[str, list[str]] = field(default_factory=dict)
     x1: Any = None
+    codec: Codec | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked of a source: which column, which conditions, which size."""
+    """What the user asked of a source: which column, which conditions, which size, which layout."""
 
     column: str | None = None
     conditions: list[str] | None = None
     size: int | None = None
+    layout: str | None = None
 
 
 READERS: Registry[Callable[[Path, Wanted], Raw]] = Registry("data file ending")
@@ -65,7 +69,7 @@ def read_path(path: Path, wanted: Wanted) -> Raw:
 
 
 def _endings() -> str:
-    return ", ".join(sorted(READERS))
+    return ", ".join(sorted([*READERS, *TEXTS]))
 
 
 @READERS.register(".npy")
@@ -152,12 +156,27 @@ def from_frame(frame: Any, wanted: Wanted, what: str = "data frame") -> Raw:
         return Raw(_values(frame[column]), kept)
     numeric = [name for name in rest if frame[name].dtype.kind in "biuf"]
     others = [name for name in rest if name not in numeric]
+    if others and wanted.layout == "tokens":
+        return _categories(frame[rest], kept, what)
     require(
         bool(numeric) and not others,
         f"{what} has the columns {others or names} that hold no numbers; drop them, turn them into "
-        "numbers, or name them in conditions=",
+        "numbers, name them in conditions=, or give layout='tokens' for a table of categories",
     )
     return Raw(frame[numeric].to_numpy(dtype=np.float64), kept)
+
+
+def _categories(frame: Any, conditions: dict[str, Any], what: str) -> Raw:
+    """A table of categories: every distinct value of any column is a token."""
+    columns = []
+    for name in frame.columns:
+        column = frame[name]
+        require(column.dtype.kind != "f", f"column {name!r} of {what} holds real numbers, which are no categories")
+        missing = column.isna().to_numpy().nonzero()[0]
+        require(not len(missing), f"column {name!r} of {what} has no value in row {missing[:1]}; fill it in")
+        columns.append(column.astype(str).to_list())
+    codec = Categories(list(frame.columns), sorted({value for column in columns for value in column}))
+    return Raw(codec.encode(list(zip(*columns))), conditions, codec=codec)
 
 
 def _values(column: Any) -> Any:

@@ -12,12 +12,13 @@ out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, require
+from retrodict.data.codecs import Codec
 
 Layout = Literal["vector", "image", "series", "tokens"]
 LAYOUTS: dict[str, str] = {
@@ -44,6 +45,7 @@ class Data:
         heldout: samples kept aside for measuring, of the same kind, or None.
         x1: the other end of a process between two data sets, or None.
         class_names: for each class condition that had names, the names in order.
+        codec: what tokens stand for, where that is known.
     """
 
     x: Tensor
@@ -55,6 +57,7 @@ class Data:
     heldout: Data | None = None
     x1: Tensor | None = None
     class_names: dict[str, list[str]] = field(default_factory=dict)
+    codec: Codec | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -92,6 +95,21 @@ class Data:
             x1=self.x1[index] if self.x1 is not None and self.paired else self.x1,
             heldout=None,
         )
+
+    def decode(self, tokens: Tensor) -> Any:
+        """What tokens ``(n, length)`` stand for: a list of texts, rows of categories, or graphs."""
+        if self.codec is None:
+            raise InputError(f"{self.name!r} knows no meaning of its values; text, categories and graphs have one")
+        return self.codec.decode(tokens)
+
+    def as_tokens(self) -> Data:
+        """Images of whole numbers as sequences of tokens, row by row; held-out ones too."""
+        require(
+            self.layout in ("image", "tokens") and self.levels is not None,
+            f"{self.name!r} has the layout {self.layout!r}; images of whole numbers with levels can be tokens",
+        )
+        part = None if self.heldout is None else self.heldout.as_tokens()
+        return checked(replace(self, x=self.x.flatten(1).long(), layout="tokens", heldout=part))
 
     def select(self, classes: list[int], condition: str = "label") -> Data:
         """Only the samples of some classes, held-out ones too; class numbers keep their meaning."""
