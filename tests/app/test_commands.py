@@ -135,7 +135,7 @@ def test_images_are_written_as_a_sheet() -> None:
         (["train", "moons", "--process", "vp:beta_mix=2"], "Did you mean 'beta_min'?"),
         (["train", "moons", "--process", "edm:sigma_max=big"], "it must be a number"),
         (["train", "moons", "--process", "masked"], "needs vocabulary"),
-        (["train", "moons", "--process", "masked:2"], "has tokens states and the data are vector"),
+        (["train", "moons", "--process", "masked:2"], "has tokens as states and the data are vector"),
         (["train", "moons", "--process", "rectified-flow:1"], "more values than"),
         (["train", "moons", "--process", "interpolant"], "needs x1="),
         (["train", "moons", "--set", "batch_size"], "NAME=VALUE"),

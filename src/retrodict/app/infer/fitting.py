@@ -51,11 +51,11 @@ def fit_model(
     method = str(options.pop("method", "pmmh" if all(p.prior is not None for p in free.values()) else "gradient"))
     for name in OWN:
         require(name not in options, f"fit has no {name!r}; guesses and priors stand in the model, the rest in infer")
-    words = dict(words) | {"progress": False} | options
+    call: dict[str, Any] = {**words, "progress": False, **options}
     if method == "em":
         if free:
             raise InputError(f"method 'em' fits every law of the model; write numbers for {', '.join(free)}")
-        fit = rd.fit_parameters(built.model, data, "em", **words)
+        fit = rd.fit_parameters(built.model, data, "em", **call)
         return replace(built, model=fit.model, emission=replace(built.emission, moments=_moments(fit.model))), fit
     require(bool(free), "fit is given and the model has no open parameter; write {guess: ...} in place of a number")
     columns, t0 = 1 if data.categories else data.y.shape[-1], float(data.times[0, 0])
@@ -66,7 +66,7 @@ def fit_model(
         start={name: p.guess for name, p in free.items()},
         priors={name: p.prior for name, p in free.items() if p.prior is not None},
         supports={name: "positive" for name, p in free.items() if p.positive and p.prior is None},
-        **words,
+        **call,
     )
     values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in fit.parameters.items()}
     return build(spec, columns, t0, values)[0], fit
