@@ -9,9 +9,10 @@ step, whether or not the last one resampled, is a common mistake and estimates a
 unbiased for the evidence.  With first-stage weights eta (Pitt and Shephard 1999) particles are redrawn in proportion
 to W eta, and pay 1/eta.
 
-The loop keeps to about a dozen tensor operations a step: log-weights are carried unnormalised (recentred when their
-sum leaves the safe range), innovations and uniforms come in blocks, only the series that need it are resampled, and
-the sums that the evidence is made of are put together after the loop.  Anything else that a user wants of the run
+The loop keeps to a handful of operations a step beside the model's: log-weights are carried unnormalised (recentred
+when their sum leaves the safe range), innovations and uniforms come in blocks, only the series that need it are
+resampled, and the sums that the evidence is made of are put together after the loop.  One series on the CPU is weighed
+by NumPy, which takes a third of torch's time to start an operation.  Anything else that a user wants of the run
 (moments, ancestry, smoothed functionals) is an observer, called with a `Node`.
 """
 
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +54,7 @@ class Node:
         k: the node.
         x: states ``(S, N, ...)``.
         log_w: cumulative log-weights ``(S, N)``, not normalised.
-        w, total: their exponential and its sum ``(S,)``.
+        w: their exponential.
         ancestors: index ``(S, N)`` of each particle's parent at node k-1; None at node 0.
         before: the previous node (its own ``before`` is None).
         running: which series have this node; None for all.
@@ -62,7 +64,6 @@ class Node:
     x: Tensor
     log_w: Tensor
     w: Tensor
-    total: Tensor
     ancestors: Tensor | None
     before: Node | None
     running: Tensor | None
@@ -126,7 +127,8 @@ def smc(
         ParticlesDied: all weights of a series are zero.
     """
     _check(particles, noise, model, resample, threshold, frozen)
-    return _Machine(model, particles, noise, resample, threshold, observers, frozen, ancestor_sampling).run()
+    with np.errstate(over="ignore"):  # such weights are recentred
+        return _Machine(model, particles, noise, resample, threshold, observers, frozen, ancestor_sampling).run()
 
 
 def _check(N: int, noise: Noise, model: FeynmanKac, resample: str, threshold: float, frozen: Tensor | None) -> None:
@@ -162,8 +164,8 @@ class _Machine:
     frozen: Tensor | None
     ancestor_sampling: bool
     highest: dict[int, Tensor] = field(default_factory=dict)  # what was taken off the log-weights, (S,)
-    total: list[Tensor] = field(default_factory=list)  # sum of the weights, (S,)
-    norm: list[Tensor] = field(default_factory=list)  # their Euclidean norm, (S,)
+    total: list[list[float]] = field(default_factory=list)  # sum of the weights, S numbers a node
+    norm: list[list[float]] = field(default_factory=list)  # their Euclidean norm
     redrawn: list[list[int]] = field(default_factory=list)  # series resampled after each node
     stage: dict[int, Tensor] = field(default_factory=dict)  # log sum_i W_i eta_i where first-stage weights were used
     poor: list[int] = field(default_factory=list)  # series to be resampled before the next move
@@ -174,6 +176,7 @@ class _Machine:
         self.children = self.N if self.frozen is None else self.N - 1
         # the norm at which the effective sample size (total / norm)^2 is the threshold; at 1 every step resamples
         self.root = math.inf if self.threshold == 1 else math.sqrt(self.threshold * self.N)
+        self.low, self.high = 1e-8 * self.N, 1e8 * self.N  # where sums of weights are safe in single precision
 
     def run(self) -> Run:
         model, moves = self.model, self.noise.stream("moves")
@@ -181,28 +184,32 @@ class _Machine:
         uniforms = Uniforms(self.noise.stream("resample"), (width,), 1024)
         innovations = self._innovations(moves)
         x, log_w = model.start(self.N, moves.stream("start"))
+        self.plain = model.series == 1 and log_w.device.type == "cpu"
+        self.weigh = _Flat(self.N) if self.plain else _weigh
+        increment = log_w
         before, ancestors, node = x, None, None
         if self.frozen is not None:
-            log_w = self._freeze(0, x, x, log_w)
+            increment = self._freeze(0, x, x, log_w)
+        log_w = None
         if self.observers:
             self.everyone = torch.arange(self.N, device=x.device).expand(model.series, -1)
         ahead = type(model).look_ahead is not FeynmanKac.look_ahead
         for k in range(model.n + 1):
             if k:
                 before, ancestors = x, self.everyone
-                uniforms.hold(k)
+                if k == 1 or k % uniforms.size == 0:
+                    uniforms.hold(k)
                 if ahead or self.poor:
                     x, log_w, ancestors = self._select(k, x, log_w, uniforms(k))
                 parent = x
                 x, increment = model.move(k, parent, next(innovations))
                 if self.frozen is not None:
                     increment = self._freeze(k, parent, x, increment)
-                log_w = log_w + increment
-            log_w = self._weigh(k, log_w, before)
+            log_w = self._weigh(k, log_w, increment, before)
             if self.observers:
                 if node is not None:
                     node.before = None
-                node = Node(k, x, log_w, self.w, self.total[k], ancestors, node, model.running(k))
+                node = Node(k, x, log_w, self.w, ancestors, node, model.running(k))
                 for observe in self.observers:
                     observe(node)
         return self._finish(x, log_w)
@@ -213,43 +220,46 @@ class _Machine:
         for block in itertools.count():
             yield from self.model.draw(size, self.N, noise.stream(str(block)))
 
-    def _weigh(self, k: int, log_w: Tensor, before: Tensor) -> Tensor:
+    def _weigh(self, k: int, log_w: Tensor | None, increment: Tensor, before: Tensor) -> Tensor:
         """Sums of the weights, and who is to be resampled; log-weights leave float range only to be recentred."""
-        w = log_w.exp()
-        total, norm = w.sum(-1), torch.linalg.vector_norm(w, dim=-1)
-        sums, norms = total.tolist(), norm.tolist()
-        low, high = 1e-8 * self.N, 1e8 * self.N
-        if not all(low < a < high for a in sums):  # a NaN fails too
-            highest = log_w.amax(-1, keepdim=True)
-            self.highest[k] = highest.squeeze(-1)
-            log_w = log_w - highest
-            w = log_w.exp()
-            total, norm = w.sum(-1), torch.linalg.vector_norm(w, dim=-1)
-            sums, norms = total.tolist(), norm.tolist()
-            for s, a in enumerate(sums):
-                if not 0 < a < math.inf:
-                    raise ParticlesDied(_obituary(k, s, self.N, before[s]), k, s)
+        log_w, w, sums, norms = self.weigh(log_w, increment)
+        for a in sums:
+            if not self.low < a < self.high:  # a NaN fails too
+                highest = log_w.amax(-1, keepdim=True)
+                self.highest[k] = highest.squeeze(-1)
+                log_w, w, sums, norms = self.weigh(-highest, log_w)
+                self._alive(k, sums, before)
+                break
         root, lengths = self.root, self.model.lengths
         poor = [s for s, (a, b) in enumerate(zip(sums, norms)) if not a >= root * b]
         if poor and lengths is not None:
             poor = [s for s in poor if k < lengths[s]]
         self.w, self.poor = w, poor
-        self.total.append(total)
-        self.norm.append(norm)
+        self.total.append(sums)
+        self.norm.append(norms)
         self.redrawn.append(poor)
         return log_w
 
+    def _alive(self, k: int, sums: list[float], before: Tensor) -> None:
+        for s, a in enumerate(sums):
+            if not 0 < a < math.inf:
+                raise ParticlesDied(_obituary(k, s, self.N, before[s]), k, s)
+
     # -- resampling -----------------------------------------------------------------------------------------
 
-    def _select(self, k: int, x: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Parents of the particles of node k: their states, log-weights, and indices where someone asks."""
+    def _select(self, k: int, x: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Parents of the particles of node k: their states, log-weights (None: zeros), and indices where someone asks.
+        """
         eta = self.model.look_ahead(k - 1, x)
         poor, w = self.poor, self.w
         if eta is not None:
             poor, w = self._first_stage(k - 1, log_w, eta)
-        S, N = log_w.shape
         if not poor:
             return x, log_w, self.everyone
+        S, N = log_w.shape
+        if self.plain and eta is None:
+            chosen = self._choose(k, x, log_w, w, u, None)
+            return torch.from_numpy(x.numpy().take(chosen.numpy()[0], 1)), None, chosen
         rows = None if len(poor) == S else torch.tensor(poor, device=x.device)
         if rows is not None:
             w, u = w[rows], u[rows]
@@ -257,6 +267,8 @@ class _Machine:
         offset = rows if rows is not None else torch.arange(S, device=x.device)
         flat = (chosen + N * offset.unsqueeze(1)).view(-1) if S > 1 else chosen.view(-1)
         drawn = x.flatten(0, 1).index_select(0, flat).view(len(poor), N, *x.shape[2:])
+        if rows is None and eta is None:
+            return drawn, None, chosen
         fresh = log_w.new_zeros(len(poor), N) if eta is None else -eta.flatten().index_select(0, flat).view(-1, N)
         if rows is None:
             return drawn, fresh, chosen
@@ -274,7 +286,7 @@ class _Machine:
         poor = poor if ended is None else poor & ended
         rows = poor.nonzero().squeeze(1).tolist()
         self.redrawn[-1] = self.poor = rows
-        self.stage[k] = log_sum.squeeze(-1) - torch.log(self.total[k])
+        self.stage[k] = log_sum.squeeze(-1) - torch.tensor(self.total[k], dtype=torch.float64).log().to(log_sum)
         return rows, v
 
     def _choose(self, k: int, x: Tensor, log_w: Tensor, w: Tensor, u: Tensor, rows: Tensor | None) -> Tensor:
@@ -299,11 +311,11 @@ class _Machine:
     # -- the end --------------------------------------------------------------------------------------------
 
     def _finish(self, x: Tensor, log_w: Tensor) -> Run:
-        total, norm = torch.stack(self.total, 1).double(), torch.stack(self.norm, 1).double()
+        total, norm = (torch.from_numpy(np.array(v).T).to(x.device) for v in (self.total, self.norm))
+        where = [(s, k) for k, rows in enumerate(self.redrawn) for s in rows]
         resampled = torch.zeros(total.shape, dtype=torch.bool, device=total.device)
-        for k, rows in enumerate(self.redrawn):
-            if rows:
-                resampled[rows, k] = True
+        if where:
+            resampled[tuple(torch.tensor(where).T)] = True
         resampled = resampled[:, :-1]
         highest = torch.zeros_like(total)
         for k, taken in self.highest.items():
@@ -319,6 +331,29 @@ class _Machine:
         path = (highest + sums - begin).cumsum(1)
         final = log_w.double() - torch.log(torch.exp(log_w.double()).sum(-1, keepdim=True))
         return Run(x, final, path[:, -1], (total / norm) ** 2, resampled, path)
+
+
+def _weigh(log_w: Tensor | None, increment: Tensor) -> tuple[Tensor, Tensor, list[float], list[float]]:
+    """New log-weights ``(S, N)``, weights, their sums and their Euclidean norms, a number a series."""
+    log_w = increment if log_w is None else log_w + increment
+    w = log_w.exp()
+    return log_w, w, w.sum(-1).tolist(), torch.linalg.vector_norm(w, dim=-1).tolist()
+
+
+class _Flat:
+    """`_weigh` for one series on the CPU, in NumPy."""
+
+    def __init__(self, N: int) -> None:
+        self.ones = {np.dtype(t): np.ones(N, t) for t in (np.float32, np.float64)}
+
+    def __call__(self, log_w: Tensor | None, increment: Tensor) -> tuple[Tensor, Tensor, list[float], list[float]]:
+        added = increment.numpy()
+        if log_w is not None:
+            added = log_w.numpy() + added
+            increment = torch.from_numpy(added)
+        w = np.exp(added)
+        row = w[0]
+        return increment, torch.from_numpy(w), [float(row.dot(self.ones[w.dtype]))], [math.sqrt(row.dot(row))]
 
 
 def _obituary(k: int, series: int, N: int, before: Tensor) -> str:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +63,9 @@ resamplers: Registry[Scheme] = Registry("resampling scheme")
 def parents(below: Tensor, children: int) -> Tensor:
     """The parent of each child, ``(G, children)``, from cumulated counts ``(G, K)`` whose last is ``children``."""
     if len(below) == 1:  # the same by the faster way to count
+        if below.device.type == "cpu":
+            marks = np.bincount(below.numpy()[0], minlength=children + 1)[:children]
+            return torch.from_numpy(np.add.accumulate(marks)[None])
         return torch.bincount(below[0], minlength=children + 1)[:children].cumsum(0).unsqueeze(0)
     marks = torch.zeros((len(below), children + 1), dtype=torch.int64, device=below.device)
     marks.scatter_add_(1, below, _one(below).expand_as(below))
@@ -114,6 +118,12 @@ def _scaled(weights: Tensor, children: int) -> Tensor:
 
 
 def _systematic(weights: Tensor, uniforms: Tensor, children: int) -> Tensor:
+    if len(weights) == 1 and weights.device.type == "cpu":  # the same in NumPy, which starts an operation faster
+        total = np.add.accumulate(weights.detach().numpy(), 1, np.float64)
+        total *= children / total[0, -1]
+        total[0, -1] = children
+        total += uniforms.numpy()[:, :1]
+        return torch.from_numpy(np.minimum(total.astype(np.int64), children))
     return _scaled(weights, children).add_(uniforms[..., :1]).long().clamp_(max=children)
 
 
