@@ -32,7 +32,20 @@ if TYPE_CHECKING:
         Uniform,
     )
     from retrodict.solvers import Parallel, Plan, Remask, plan
-    from retrodict.verbs import Guidance, Samples, condition, filter, fit, fit_parameters, load, sample, save, smooth
+    from retrodict.verbs import (
+        Guidance,
+        Inversion,
+        Samples,
+        condition,
+        filter,
+        fit,
+        fit_parameters,
+        invert,
+        load,
+        sample,
+        save,
+        smooth,
+    )
 
 __version__ = "0.1.0.dev0"
 
@@ -51,6 +64,7 @@ __all__ = [
     "Guidance",
     "Guided",
     "Interpolant",
+    "Inversion",
     "JumpProcess",
     "Masked",
     "Observed",
@@ -74,6 +88,7 @@ __all__ = [
     "fit",
     "fit_parameters",
     "from_diffusers",
+    "invert",
     "load",
     "load_data",
     "plan",
@@ -117,11 +132,13 @@ _HOMES = {
     "Remask": "retrodict.solvers",
     "plan": "retrodict.solvers",
     "Guidance": "retrodict.verbs",
+    "Inversion": "retrodict.verbs",
     "Samples": "retrodict.verbs",
     "condition": "retrodict.verbs",
     "filter": "retrodict.verbs",
     "fit": "retrodict.verbs",
     "fit_parameters": "retrodict.verbs",
+    "invert": "retrodict.verbs",
     "load": "retrodict.verbs",
     "sample": "retrodict.verbs",
     "save": "retrodict.verbs",

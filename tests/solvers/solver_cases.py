@@ -56,6 +56,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"order": 3, "eta": 1.0},
         {"order": 2, "kind": "noise", "eta": 1.0, "lacks": ("variance",)},
     ],
+    "bdia": [
+        {"gamma": 0.5},
+        {"form": "edm"},
+        {"transfer": "heun", "gamma": 0.5},
+        {"transfer": "heun", "form": "edm"},
+    ],
     "ddim": [{"eta": 0.5}, {"eta": 1.0}],
     "ddpm": [{"variance": "large", "lacks": ("variance",)}],
     "deis": [{"variant": "rhoab", "degree": 3}, {"variant": "logrho"}, {"final": True}],

@@ -68,6 +68,10 @@ PATHWISE: list[tuple[str, dict[str, Any], float]] = [
     ("velocity-ab", {}, 2.00),
     ("adams", {"order": 2, "kind": "velocity", "corrector": True}, 3.00),
     ("adams", {"order": 2, "kind": "flow", "corrector": True}, 3.00),
+    ("bdia", {}, 2.00),
+    ("bdia", {"gamma": 0.5}, 1.00),
+    ("bdia", {"form": "edm"}, 2.00),
+    ("bdia", {"gamma": 0.5, "transfer": "heun"}, 2.00),
 ]
 
 WEAK: list[tuple[str, dict[str, Any], float]] = [

@@ -44,6 +44,7 @@ class Run:
     ancestors: Tensor | None = None
     trajectory: list[tuple[float, Tensor, Tensor]] = field(default_factory=list)
     calls: int = 0
+    also: list[Tensor] = field(default_factory=list)
 
 
 def run(
@@ -61,13 +62,13 @@ def run(
     """Run a plan.
 
     Args:
-        x: the start, ``(batch, *shape)``; noise: keyed by slot.
+        x: the start, ``(batch, *shape)``, or ``(batch, len(plan.starts), *shape)``; noise: keyed by slot.
         population: group slots into weighted populations; None carries no weights.
         trajectory: keep ``(t, x, mean)`` of every evaluation.
         check: raise `NonFiniteError` naming the step, the time and the tensor.
     """
     machine = _Machine(plan, denoiser, x, noise, condition, population)
-    for instruction, dead in zip(plan.code, last_uses(plan.code, plan.out)):
+    for instruction, dead in zip(plan.code, last_uses(plan.code, plan.out, plan.also)):
         if isinstance(instruction, Eval):
             machine.evaluate(instruction)
             if trajectory:
@@ -96,7 +97,9 @@ class _Machine:
         population: Population | None,
     ) -> None:
         self.plan, self.denoiser, self.noise, self.condition = plan, denoiser, noise, dict(condition)
-        self.x: dict[int, Tensor] = {0: x}
+        states = (x,) if len(plan.starts) == 1 else x.unbind(1)
+        x = states[0]
+        self.x: dict[int, Tensor] = dict(zip(plan.starts, states))
         self.beliefs: dict[int, Belief] = {}
         self.rows = NoiseRows(noise.stream("rows"), plan.noises, tuple(x.shape[1:]), denoiser.temperature**0.5)
         self.result = Run(x)
@@ -257,7 +260,7 @@ class _Machine:
             share = float(self.result.ess[-1].min()) / self.size
             if share < 0.05:
                 warnings.warn(f"weights degenerate: effective sample size {share:.1%} of the population", stacklevel=3)
-        self.result.x = out
+        self.result.x, self.result.also = out, [self.x[r] for r in self.plan.also]
         return self.result
 
 

@@ -19,6 +19,8 @@ def normal_form(plan: Plan) -> NormalForm:
     if plan.opaque:
         names = sorted({c.name for c in plan.code if isinstance(c, Call)})
         raise InputError(f"a plan with data-dependent rows ({', '.join(names)}) has no normal form")
+    if plan.paired:
+        raise InputError("a plan that carries a pair of states has no normal form over one start")
     nfe, noises = plan.nfe, sorted({m for c in plan.code if isinstance(c, Row) for m in c.z})
     column = {m: 1 + 2 * nfe + i for i, m in enumerate(noises)}
     size = 1 + 2 * nfe + len(noises)
@@ -133,9 +135,9 @@ def _nonzero(terms: dict[int, float]) -> dict[int, float]:
     return {k: v for k, v in terms.items() if abs(v) > 1e-14 * max(scale, 1.0)}
 
 
-def last_uses(code: tuple[Instruction, ...], out: int) -> list[list[str]]:
-    """For each instruction the values that nobody reads after it."""
-    seen = {f"x{out}"}
+def last_uses(code: tuple[Instruction, ...], out: int, also: tuple[int, ...] = ()) -> list[list[str]]:
+    """For each instruction the values that nobody reads after it; ``out`` and ``also`` are read at the end."""
+    seen = {f"x{r}" for r in (out, *also)}
     uses: list[list[str]] = []
     for c in reversed(code):
         dead = [name for name in dict.fromkeys(c.reads()) if name not in seen]

@@ -102,6 +102,9 @@ class Plan:
         times: the grid, from start to end.
         process: the process it steps through.
         meta: solver name and options, from which the plan regenerates (`between`).
+        starts: the registers that a run is given; more than one where a method carries several states, and then the
+            start of a run is ``(batch, len(starts), *shape)``.
+        also: registers that a run returns beside ``out``.
     """
 
     code: tuple[Instruction, ...]
@@ -109,6 +112,8 @@ class Plan:
     times: tuple[float, ...]
     process: Process
     meta: dict[str, Any] = field(default_factory=dict)
+    starts: tuple[int, ...] = (0,)
+    also: tuple[int, ...] = ()
 
     @property
     def nfe(self) -> int:
@@ -136,6 +141,11 @@ class Plan:
         return any(isinstance(i, Call) for i in self.code)
 
     @property
+    def paired(self) -> bool:
+        """Whether a run starts from several states, or returns several."""
+        return len(self.starts) > 1 or bool(self.also)
+
+    @property
     def two_ended(self) -> bool:
         """Whether rows use the second end."""
         return any(isinstance(i, Row) and i.d1 for i in self.code)
@@ -158,6 +168,8 @@ class Plan:
         if self is other:
             return True
         if not isinstance(other, Plan) or (self.out, self.times) != (other.out, other.times):
+            return False
+        if (self.starts, self.also) != (other.starts, other.also):
             return False
         # processes without a schedule have levels of NaN, which differ from themselves but print alike
         return self.code == other.code or repr(self.code) == repr(other.code)
@@ -264,7 +276,7 @@ class Plan:
             "times": list(self.times),
             "process": process,
             "meta": self.meta,
-        }
+        } | ({"starts": list(self.starts), "also": list(self.also)} if self.paired else {})
 
     @staticmethod
     def from_dict(data: dict[str, Any], process: Process | None = None) -> Plan:
@@ -276,7 +288,8 @@ class Plan:
                 raise InputError("this plan was made for a process from code; pass process=")
             process = from_config(data["process"])
         code = tuple(_instruction(entry) for entry in data["code"])
-        return Plan(code, data["out"], tuple(data["times"]), process, data["meta"])
+        registers = (tuple(data.get(name, default)) for name, default in (("starts", (0,)), ("also", ())))
+        return Plan(code, data["out"], tuple(data["times"]), process, data["meta"], *registers)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

@@ -90,6 +90,8 @@ def lower(plan: Plan) -> tuple[tuple[Line, ...], int, int]:
     """``(program, number of slots, slot of the result)`` of a plan, registers that are never evaluated eliminated."""
     if plan.opaque:
         raise InputError("this plan has data-dependent rows; it runs on the general runtime")
+    if plan.paired:
+        raise InputError("this plan carries a pair of states; it runs on the general runtime")
     short = eliminate(plan)
     slots = _Slots()
     program = [_line(c, dead, slots, plan.two_ended) for c, dead in zip(short.code, last_uses(short.code, short.out))]
@@ -164,4 +166,4 @@ def run(
 
 def is_fast(plan: Plan) -> bool:
     """Whether the fast runtime can run a plan."""
-    return not any(isinstance(c, Call) for c in plan.code)
+    return not plan.paired and not any(isinstance(c, Call) for c in plan.code)

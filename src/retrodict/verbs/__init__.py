@@ -3,6 +3,7 @@
 from retrodict.verbs.condition import Guidance, condition
 from retrodict.verbs.fit import fit
 from retrodict.verbs.fit_parameters import fit_parameters
+from retrodict.verbs.invert import Inversion, invert
 from retrodict.verbs.sample import sample
 from retrodict.verbs.samples import Samples
 from retrodict.verbs.saving import load, save
@@ -10,11 +11,13 @@ from retrodict.verbs.smooth import filter, smooth
 
 __all__ = [
     "Guidance",
+    "Inversion",
     "Samples",
     "condition",
     "filter",
     "fit",
     "fit_parameters",
+    "invert",
     "load",
     "sample",
     "save",

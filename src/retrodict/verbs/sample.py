@@ -25,6 +25,7 @@ from retrodict.particles import Population
 from retrodict.processes import Discrete, GaussianPath, Process
 from retrodict.solvers import Plan, auto, general, runtime, solvers
 from retrodict.solvers import plan as make_plan
+from retrodict.solvers.inversion import Inversion
 from retrodict.solvers.parallel import Parallel, ParallelRun
 from retrodict.solvers.parallel import run as run_parallel
 from retrodict.verbs.samples import Samples, Trajectory
@@ -46,7 +47,7 @@ def sample(
     options: dict[str, Any] | None = None,
     guidance: float = 1.0,
     population: str | bool | Population = "auto",
-    init: Tensor | None = None,
+    init: Tensor | Inversion | None = None,
     x1: Tensor | None = None,
     shape: tuple[int, ...] | None = None,
     seed: int = 0,
@@ -68,7 +69,8 @@ def sample(
         guidance: classifier-free guidance scale w, (1 - w) null + w conditional; 1 is plainly conditional.
         population: "auto" (True if the denoiser carries weights and n >= 2), False, True (all samples are one
             population) or a `Population`, which makes ``n`` populations and returns one draw of each.
-        init: the state at the plan's start, in the model's units; needed when it is not t = 1.
+        init: the state at the plan's start, in the model's units; needed when it is not t = 1.  Or what `invert`
+            returned, which brings its plan.
         x1: the known other end, on a path with two ends.
         shape: event shape, where the denoiser does not know it.
         seed: keys all noise; batch_size: how many samples run at once.
@@ -81,22 +83,26 @@ def sample(
     Returns:
         `Samples`.
     """
-    _check_denoiser(denoiser, n)
+    check_denoiser(denoiser, n)
     denoiser.check_condition(condition)
     if guidance != 1.0:
         denoiser, population = _guided(denoiser, guidance, population)
     crowd = _population(denoiser, n, population)
     how = _parallel(parallel, crowd, trajectory)
     words = {"steps": steps, "nfe": nfe, "grid": grid, "eta": eta, "start": start, "end": end}
+    if isinstance(init, Inversion):
+        if plan is not None:
+            raise InputError("an inversion brings its own plan: leave out plan=")
+        plan, init = init.plan, init.init
     plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd)
     _check_start(plan, init)
     _check_ends(plan, x1)
     _check_values(denoiser.process, init, x1)
-    shape = _shape(denoiser, shape, init, x1)
+    shape = _shape(denoiser, shape, init if init is None or not plan.paired else init[:, 0], x1)
     particles = n * crowd.size if crowd is not None and crowd.size is not None else n
     copies = particles // n
     inputs = _Inputs(denoiser, n, copies, init, x1, condition, shape, crowd)
-    with _evaluating(denoiser):
+    with evaluating(denoiser):
         chunks = list(_chunks(n, particles, batch_size, crowd))
         with tqdm(
             total=plan.nfe * len(chunks), disable=None if progress else True, desc="sampling", unit="eval"
@@ -113,7 +119,7 @@ def sample(
 # -- checks ---------------------------------------------------------------------------------------------------
 
 
-def _check_denoiser(denoiser: Denoiser, n: int) -> None:
+def check_denoiser(denoiser: Denoiser, n: int) -> None:
     if not isinstance(denoiser, Denoiser):
         raise InputTypeError(
             f"sample takes a Denoiser, got {type(denoiser).__name__}; "
@@ -381,7 +387,7 @@ def _locate(
 
 
 @contextmanager
-def _evaluating(denoiser: Denoiser) -> Iterator[None]:
+def evaluating(denoiser: Denoiser) -> Iterator[None]:
     training = [m for m in denoiser.modules() if m.training]
     denoiser.eval()
     try:

@@ -1,6 +1,7 @@
 """Row generators: each solver in a few lines.  Importing a module registers what it holds."""
 
 from retrodict.solvers.generators import (  # noqa: F401
+    bdia,
     corrected,
     euler,
     first_order,
