@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 16  # torch fills normals in blocks of 16 on the CPU: padded rows make any grouping of draws identical
 _MT_WORDS = 624
 _MT_OFFSET = 24  # bytes before the state words in a CPU generator's serialised state
@@ -161,6 +162,25 @@ class GeneratorNoise(Noise):
         return GeneratorNoise(self.generator, groups, dtype=self.dtype, device=self.device)
 
 
+class Cells:
+    """Uniforms for draws in unknown number: draw ``e`` of a cell is a hash of the cell's key and e, and of no more.
+
+    Args:
+        keys: ``(S,)`` uniforms on [0, 1), one a slot; particles: cells of each slot.
+    """
+
+    def __init__(self, keys: Tensor, particles: int) -> None:
+        words = _splitmix((keys.numpy() * 2.0**53).astype(np.uint64))
+        with np.errstate(over="ignore"):
+            self._base = _splitmix(words[:, None] + np.arange(particles, dtype=np.uint64) * _GOLDEN).ravel()
+
+    def uniform(self, e: int, cells: Tensor) -> Tensor:
+        """Uniforms on [0, 1) in float64, draw ``e`` of the flat ``cells (n,)``."""
+        with np.errstate(over="ignore"):
+            words = _splitmix(self._base[cells.numpy()] + np.uint64(e) * _GOLDEN)
+        return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
 def as_noise(source: int | torch.Generator | Noise, batch: int, **kwargs: object) -> Noise:
     """A `Noise` from a seed, a `torch.Generator` or a `Noise`; ``kwargs`` are dtype and device."""
     if isinstance(source, Noise):
@@ -176,13 +196,13 @@ def _hash64(seed: int, index: np.ndarray, name: str) -> np.ndarray:
     """A 64-bit key for each slot; the name and the seed are digested once, the slots are mixed in bulk."""
     digest = hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest()
     base = np.frombuffer(digest, dtype=np.uint64)[0]
-    return _splitmix(base + index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return _splitmix(base + index.astype(np.uint64) * _GOLDEN)
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
     """SplitMix64 finaliser (Steele, Lea and Flood 2014): a bijection of 64-bit words with good avalanche."""
     with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = x + _GOLDEN
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from retrodict.core.noise import Noise
 from retrodict.inference.emissions import LawEmission
+from retrodict.inference.particle_programs import Program, program
 from retrodict.inference.particle_steps import Step, log_normal, normal_at, seeded, steps_of
 from retrodict.inference.problem import Problem
 from retrodict.kernels import Categorical, Gaussian
@@ -43,26 +44,46 @@ class Bootstrap(FeynmanKac):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.series, self.n = problem.S, problem.n
-        ends = (problem.real.sum(1) - 1).tolist()
-        self.lengths = None if min(ends) == max(ends) else ends
+        self.lengths = problem.ends
         self.finite = problem.model.kind == "finite"
         self.steps: Step = steps_of(problem)
         self._plain = _plain_observations(problem)
+        self._program: Program | None = None
 
     # -- the model ----------------------------------------------------------------------------------------------
 
     def log_g(self, k: int, x: Tensor) -> Tensor:
         """log likelihood of what was seen at node k, ``(S, P)``."""
-        if not self.problem.observed(k):
+        y = None if self._plain is None else self._plain[k]
+        if y is not None:
+            if self._program is not None and self._program.fits(x, y):
+                return self._program(x, y)
+            found = self._log_normal(x, y)
+            if found is not None:
+                return found
+        elif not self.problem.observed(k):
             return torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
-        if self._plain is not None and (y := self._plain[k]) is not None:
-            normal = normal_at(self.problem.emission.f, x)  # type: ignore[attr-defined]
-            if normal is not None and normal[0].shape[-1] == y.shape[-1]:
-                return log_normal(y - normal[0], normal[1])
         return self.problem.log_likelihood(k, x).expand(x.shape[:2])  # a density may leave the state out
+
+    def _log_normal(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """log likelihood of one real vector a series, where the law makes independent normals of it."""
+        normal = normal_at(self.problem.emission.f, x)  # type: ignore[attr-defined]
+        if normal is None or normal[0].shape[-1] != y.shape[-1]:
+            return None
+        return log_normal(y - normal[0], normal[1])
+
+    def prepare(self, x: Tensor) -> None:
+        """Turn the laws into programs for states of this shape, as they are now: parameters may change between runs."""
+        self.steps.prepare(x)
+        self._program = None
+        y = next((y for y in self._plain or [] if y is not None), None)
+        if y is not None and x.is_floating_point():
+            made = program(self._log_normal, x, y)
+            self._program = made if made is not None and made.shape == x.shape[:2] else None
 
     def start(self, particles: int, noise: Noise) -> tuple[Tensor, Tensor]:
         x = self._prior_draw(particles, noise)
+        self.prepare(x)
         return x, self.log_g(0, x)
 
     def draw(self, moves: int, particles: int, noise: Noise) -> Iterable[Any]:
@@ -219,4 +240,4 @@ def _plain_observations(problem: Problem) -> list[Tensor | None] | None:
     slots, (y, seen) = problem.slots[..., 0], problem.filled
     series = torch.arange(problem.S).unsqueeze(1)
     at, whole = y[series, slots], ((slots >= 0) & seen[series, slots].all(-1)).all(0).tolist()
-    return [at[:, k : k + 1] if full else None for k, full in enumerate(whole)]
+    return [one if full else None for one, full in zip(at.split(1, 1), whole)]

@@ -55,6 +55,12 @@ class Problem:
         return self.times.shape[1] - 1
 
     @property
+    def ends(self) -> list[int] | None:
+        """The last node of each series; None where it is the same."""
+        ends = (self.real.sum(1) - 1).tolist()
+        return None if min(ends) == max(ends) else ends
+
+    @property
     def size(self) -> int:
         """Coordinates of the state, or number of finite states."""
         return self.model.size

@@ -218,6 +218,8 @@ def build(
     first = next(i for i, group in enumerate(model.parents) if group)
     kernel = model.kernel(model.parents[first][0], first)
     if hasattr(kernel, "log_p"):  # a table of transitions
+        for name in ("steps", "auxiliary"):
+            require(name not in options, f"{name}= is of diffusions along edges; this tree has tables")
         return FiniteTree(model, data, at, root, **options)
     if isinstance(root, Gaussian) or not isinstance(root, torch.distributions.Distribution):
         return RealTree(model, data, at, root, **options)

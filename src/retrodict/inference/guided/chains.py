@@ -57,12 +57,13 @@ def bffg(
     nodes = _nodes(problem)
     assert nodes is not None  # no_lookahead has seen to it
     y, seen = problem.filled
+    ends = problem.ends
 
     def make(keep: bool = True, stretches_only: bool = False) -> GuidedModel:
         """The guided model, prepared."""
         evidence = Evidence(nodes, problem.n + 1, d, problem.emission, y, seen)
         return GuidedModel(
-            steps, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep
+            steps, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep, ends=ends
         )
 
     return GuidedPosterior(model, data, make, problem.times, nodes, particles, seed, resample, threshold)

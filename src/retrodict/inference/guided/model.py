@@ -56,6 +56,7 @@ class GuidedModel(FeynmanKac):
         weight: a key of `WEIGHTS`; auxiliary, rounds: see `auxiliary.prepare`.
         stretches_only: whether messages look no further than the next observation (what a filter needs).
         keep: whether a run remembers the fine paths and their innovations.
+        ends: the last node of each series, beyond which nothing is redrawn; None: the last of all.
         tilt: log-density of the true start against the Gaussian one, where the prior is not Gaussian.
     """
 
@@ -68,6 +69,7 @@ class GuidedModel(FeynmanKac):
     tilt: Any = None
     stretches_only: bool = False
     keep: bool = False
+    ends: list[int] | None = None
     stretches: list[Tensor] = field(default_factory=list)
     used: list[Tensor] = field(default_factory=list)
 
@@ -82,6 +84,8 @@ class GuidedModel(FeynmanKac):
         self.bounds = sorted({0, *self.evidence.nodes, self.steps.n})
         self.guidance = self._free() if self.weight == "none" else self._prepare()
         self.n = len(self.bounds) - 1
+        if self.ends is not None and len(set(self.ends)) > 1:
+            self.lengths = [self.bounds.index(node) for node in self.ends]
         self.root0 = guided_root(self.law0[1], self.guidance.messages.fused[0][:, 0])
 
     def _prepare(self) -> Guidance:
@@ -109,9 +113,11 @@ class GuidedModel(FeynmanKac):
         z = torch.zeros(n, S, 1, r, dtype=x.dtype)
         if particles > 1:
             noise = KeyedNoise(0, S, name="pilot")
-            z = noise.normal((n, particles, r)).double().movedim(1, 0)
             root = guided_root(self.law0[1], guidance.messages.fused[0][:, 0])
             x = x + mv(root.unsqueeze(1), noise.normal((particles, d)).double())
+            z = noise.normal((n, particles, r)).double().movedim(1, 0)  # last: a longer batch draws more of it
+        if not n:
+            return x.unsqueeze(0), torch.zeros_like(x[..., 0])
         path, log_w = guidance.guide.run(0, x, z)
         return torch.cat((x.unsqueeze(0), path)), log_w
 

@@ -239,12 +239,13 @@ def conditioned_sde(
     probe = torch.zeros(1, d, dtype=torch.float64)
     emission, data = law_seen(model.observation, probe, data)
     y, seen = data.filled
+    ends = [at[int(n) - 1] for n in data.lengths]
 
     def make(keep: bool = True, stretches_only: bool = False) -> GuidedModel:
         """The guided model, prepared."""
         evidence = Evidence(at, fine.n + 1, d, emission, y, seen)
         return GuidedModel(
-            fine, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep
+            fine, evidence, law, weight, auxiliary, rounds, tilt, stretches_only=stretches_only, keep=keep, ends=ends
         )
 
     times = t.expand(len(data), -1)

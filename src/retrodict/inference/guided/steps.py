@@ -46,6 +46,8 @@ class Steps:
 
     def along(self, path: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means, their Jacobians and covariances at the nodes of a path ``(S, n + 1, d)``; each ``(S, n, ...)``."""
+        if not self.n:
+            return self._none(path)
         means, slopes, spreads = [], [], []
         for k in range(self.n):
             x = path[:, k : k + 1]
@@ -67,6 +69,8 @@ class Steps:
         ``A = I + Cov(m - x, x) Cov(x)^-1`` and ``b = E m - A E x`` make the least squared error of the mean where the
         paths are (Garcia-Fernandez et al. 2015), and Q is the mean covariance there; no derivative is taken.
         """
+        if not self.n:
+            return self._none(paths[0])
         w = torch.softmax(log_w, -1)
         before = paths[:-1]
         means = torch.stack([self.mean(k, x) for k, x in enumerate(before)])
@@ -86,6 +90,11 @@ class Steps:
         else:
             Q = torch.stack([self._mean_covariance(k, x, w) for k, x in enumerate(before)])
         return A.movedim(0, 1), b.movedim(0, 1), Q.movedim(0, 1)
+
+    def _none(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The coefficients of no steps."""
+        none = like.new_zeros(self.series, 0, self.d)
+        return torch.diag_embed(none), none, torch.diag_embed(none)
 
     def _mean_covariance(self, k: int, x: Tensor, w: Tensor) -> Tensor:
         S = self.root(k, x)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
+from retrodict.core.noise import KeyedNoise
 from retrodict.inference.finite import FinitePosterior
 from retrodict.inference.jumps.paths import JumpPaths, Recorder, guided_interval
 from retrodict.inference.jumps.process import JumpProcess
@@ -105,17 +106,18 @@ class JumpPosterior(FinitePosterior):
 def trajectories(model: JumpProcess, guide: FinitePosterior, rates: Tensor, n: int, seed: int) -> JumpPaths:
     """``n`` paths of the process with ``rates (pieces, K, K)``, guided by the messages of its exact posterior."""
     problem = guide.problem
-    generator = torch.Generator().manual_seed(seed)
     log_h = finite.messages(guide.chain).detach()
-    first = (guide.chain.p0.detach() * (log_h[:, 0] - log_h[:, 0].amax(-1, keepdim=True)).exp()).unsqueeze(1)
-    u = torch.rand(problem.S, n, generator=generator, dtype=torch.float64)
-    start = pick_by_weight(first.expand(problem.S, n, -1), u)
-    record = Recorder(start)
-    for k in range(1, problem.n + 1):
-        begin, end = problem.times[:, k - 1], problem.times[:, k]
-        _run_pieces(model, rates, log_h[:, k], begin, end, record, generator)
-    weights = torch.zeros(problem.S, n, dtype=torch.float64)
-    return record.paths(start, weights, problem.times[:, 0], problem.times[:, -1])
+    first = guide.chain.p0.detach() * (log_h[:, 0] - log_h[:, 0].amax(-1, keepdim=True)).exp()
+    # a series at a time, from its own generator: in a batch its paths are those that it has alone
+    alone = []
+    for s, generator in enumerate(KeyedNoise(seed, problem.S, name="trajectories").generators):
+        u = torch.rand(1, n, generator=generator, dtype=torch.float64)
+        start = pick_by_weight(first[s].expand(1, n, -1), u)
+        record, times = Recorder(start), problem.times[s : s + 1]
+        for k in range(1, int(problem.real[s].sum())):
+            _run_pieces(model, rates, log_h[s : s + 1, k], times[:, k - 1], times[:, k], record, generator)
+        alone.append(record.paths(start, torch.zeros(1, n, dtype=torch.float64), times[:, 0], times[:, -1]))
+    return JumpPaths.beside(alone)
 
 
 def _run_pieces(

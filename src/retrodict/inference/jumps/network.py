@@ -8,8 +8,8 @@ next observation ``y = L x + noise`` their expected rates are (Golightly and Wil
 kept above a share of a.  Paths run at a*, constant from event to event, and pay the exact ratio of the two laws of
 the path, so that the evidence is unbiased whatever a* is.  ``method="bootstrap"`` runs at a.
 
-The number of events is random, so that each move draws from a generator of its own: a series' draws are independent
-of the others', and not the same as if it ran alone.
+The number of events is random; each particle of each series owns a cell that draws are hashed from, so that a batch
+equals its series one by one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import require
-from retrodict.core.noise import KeyedNoise, Noise
+from retrodict.core.noise import Cells, KeyedNoise, Noise
 from retrodict.inference.emissions import LinearEmission
 from retrodict.inference.jumps.reactions import ReactionNetwork, run_events
 from retrodict.inference.observed import Observed
+from retrodict.inference.particle_steps import seeded
 from retrodict.inference.posterior import Conditioned, register
 from retrodict.inference.problem import Problem
 from retrodict.inference.results import Marginals, Paths
 from retrodict.kernels import Gaussian
-from retrodict.kernels.kernel import draw_seed
 from retrodict.particles import FeynmanKac, Genealogy, Node, smc
 from retrodict.particles.ancestry import Moments
 
@@ -45,28 +45,26 @@ class NetworkParticles(FeynmanKac):
     def __init__(self, problem: Problem, guided: bool) -> None:
         self.problem, self.guided = problem, guided
         self.network: ReactionNetwork = problem.model  # type: ignore[assignment]
-        self.n, self.series = problem.n, problem.S
+        self.n, self.series, self.lengths = problem.n, problem.S, problem.ends
 
     def start(self, particles: int, noise: Noise) -> tuple[Tensor, Tensor]:
         prior, S, d = self.problem.prior, self.series, self.problem.size
         if isinstance(prior, Gaussian):
             x = prior.mean.unsqueeze(1).expand(S, particles, d).clone()
         else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(draw_seed(noise))
-                x = prior.sample((S, particles)).double().reshape(S, particles, d)
+            drawn = seeded(noise.uniform(()), lambda: prior.sample((particles,)).double().reshape(particles, d))
+            x = torch.stack(drawn)
         return x, self.problem.log_likelihood(0, x)
 
-    def draw(self, moves: int, particles: int, noise: Noise) -> list[int]:
-        return [draw_seed(noise) for _ in range(moves)]
+    def draw(self, moves: int, particles: int, noise: Noise) -> list[Cells]:
+        return [Cells(noise.uniform(()), particles) for _ in range(moves)]
 
-    def move(self, k: int, x: Tensor, z: int) -> tuple[Tensor, Tensor]:
+    def move(self, k: int, x: Tensor, z: Cells) -> tuple[Tensor, Tensor]:
         problem = self.problem
         tau = torch.where(problem.real[:, k], problem.end[:, k - 1] - problem.start[:, k - 1], 0.0)
-        generator = torch.Generator().manual_seed(z)
         propose = self._conditioned(k) if self.guided and problem.observed(k) else None
         refresh = _REFRESH if propose is not None else 0
-        x, log_ratio = run_events(self.network, x, tau[:, None].expand(x.shape[:2]), generator, propose, refresh)
+        x, log_ratio = run_events(self.network, x, tau[:, None].expand(x.shape[:2]), z, propose, refresh)
         return x, log_ratio + problem.log_likelihood(k, x)
 
     def _conditioned(self, k: int) -> Any:

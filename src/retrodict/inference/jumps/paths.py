@@ -42,6 +42,20 @@ class JumpPaths:
     begin: Tensor
     end: Tensor
 
+    @staticmethod
+    def beside(alone: list[JumpPaths]) -> JumpPaths:
+        """As many paths of each series ``(n, 1, J_s)``, side by side."""
+        most = max(paths.times.shape[-1] for paths in alone)
+        times, states = [], []
+        for paths in alone:
+            short = most - paths.times.shape[-1]
+            times.append(torch.nn.functional.pad(paths.times, (0, short), value=torch.inf))
+            states.append(torch.cat([paths.states, paths.states[..., -1:].expand(-1, -1, short)], -1))
+        rest = ("log_weights", "begin", "end")
+        return JumpPaths(
+            torch.cat(times, 1), torch.cat(states, 1), *(torch.cat([getattr(p, k) for p in alone], -1) for k in rest)
+        )
+
     def __len__(self) -> int:
         return self.times.shape[0]
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, require
 from retrodict.core.lin import Lin
-from retrodict.core.noise import Noise
+from retrodict.core.noise import Cells, Noise
 from retrodict.inference.models import StateSpace
 from retrodict.kernels import Gaussian, Kernel
 from retrodict.kernels.jump import pick_by_weight
-from retrodict.kernels.kernel import draw_seed
 
 _MOST_EVENTS = 1_000_000
 
@@ -103,9 +102,9 @@ class ReactionNetwork(StateSpace):
         """The transition from time s to time t: simulation, without a density."""
         return Simulated(self, float(t) - float(s))
 
-    def simulate(self, x: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
-        """The states after times ``tau (...)`` from ``x (..., d)``."""
-        return run_events(self, x, tau, generator)[0]
+    def simulate(self, x: Tensor, tau: Tensor, cells: Cells) -> Tensor:
+        """The states after times ``tau (...)`` from ``x (..., d)``; every state is a cell."""
+        return run_events(self, x, tau, cells)[0]
 
     def __repr__(self) -> str:
         law = "no" if self.emission is None else type(self.emission).__name__.removesuffix("Emission")
@@ -114,17 +113,17 @@ class ReactionNetwork(StateSpace):
 
 @dataclass(frozen=True)
 class Simulated(Kernel):
-    """The kernel of a network over a time: it can be drawn from, and nothing more; its innovations are a seed."""
+    """The kernel of a network over a time: it can be drawn from, and nothing more; innovations are keys of cells."""
 
     network: ReactionNetwork
     dt: float
 
-    def draw(self, noise: Noise, shape: Any) -> int:
-        return draw_seed(noise)
+    def draw(self, noise: Noise, shape: Any) -> Tensor:
+        return noise.uniform(())
 
-    def step(self, x: Tensor, z: int) -> Tensor:
-        generator = torch.Generator().manual_seed(z)
-        return self.network.simulate(x, torch.full(x.shape[:-1], self.dt, dtype=torch.float64), generator)
+    def step(self, x: Tensor, z: Tensor) -> Tensor:
+        cells = Cells(z, x.shape[:-1].numel() // len(z))
+        return self.network.simulate(x, torch.full(x.shape[:-1], self.dt, dtype=torch.float64), cells)
 
 
 Proposal = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -134,14 +133,14 @@ def run_events(
     network: ReactionNetwork,
     x: Tensor,
     tau: Tensor,
-    generator: torch.Generator,
+    cells: Cells,
     propose: Proposal | None = None,
     refresh: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Run every particle through a time, by events at proposed rates that are constant until the next event.
 
     Args:
-        x: ``(..., d)``; tau: ``(...)``, how long each runs.
+        x: ``(..., d)``; tau: ``(...)``, how long each runs; cells: the source of the draws of each.
         propose: ``(row, x, time left, hazards) -> rates``, for the particles that still run: ``(n,)`` their places in
             the first axis of x, ``(n, d)``, ``(n,)``, ``(n, R)``.  The rates are above zero where the hazards are, and
             are held until the particle's next event, or for a share ``1 / refresh`` of tau.
@@ -152,18 +151,18 @@ def run_events(
     shape, rows = x.shape, torch.arange(x.shape[0]).repeat_interleave(max(1, x[0, ..., 0].numel()))
     x, whole = x.reshape(-1, shape[-1]).clone(), tau.expand(shape[:-1]).reshape(-1)
     left, log_ratio = whole.clone(), torch.zeros_like(whole)
-    for _ in range(_MOST_EVENTS):
+    for e in range(_MOST_EVENTS):
         run = (left > 0).nonzero()[:, 0]  # those that still run: fewer and fewer
         if not len(run):
             return x.reshape(shape), log_ratio.reshape(shape[:-1])
         here, rest = x[run], left[run]
         a = network.hazards(here)
         b = a if propose is None else propose(rows[run], here, rest, a)
-        wait = torch.empty_like(rest).exponential_(generator=generator) / b.sum(-1)  # infinite where nothing can be
+        wait = -torch.log1p(-cells.uniform(2 * e, run)) / b.sum(-1)  # infinite where nothing can be
         until = torch.minimum(rest, whole[run] / refresh) if refresh else rest
         event = wait < until
         passed = torch.where(event, wait, until)
-        which = pick_by_weight(b, torch.rand(rest.shape, generator=generator, dtype=torch.float64))
+        which = pick_by_weight(b, cells.uniform(2 * e + 1, run))
         x[run] = here + event.unsqueeze(-1) * network.changes[which]
         left[run] = (rest - passed).clamp_min(0)
         if propose is not None:
