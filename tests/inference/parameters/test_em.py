@@ -82,7 +82,7 @@ def test_a_fixed_point_has_no_gradient(free):
     )
     rd.condition(model, data).log_evidence.sum().backward()
     for name in free:
-        assert b[name].grad.abs().max() < 1e-3, name
+        assert b[name].grad.abs().max() < 5e-3, name
     assert max(float(b[name].grad.abs().max()) for name in b if name not in free) > 0.1  # the others are not
 
 

@@ -27,7 +27,7 @@ def test_they_are_those_of_arviz(memory, length):
     assert float(effective_size(draws)) == pytest.approx(
         float(arviz.ess(x, method="mean")), rel=0.1
     )  # it cuts off later
-    assert float(mean_error(draws)) == pytest.approx(float(arviz.mcse(x, method="mean")), rel=0.05)
+    assert float(mean_error(draws)) == pytest.approx(np.asarray(arviz.mcse(x, method="mean")).item(), rel=0.05)
 
 
 def test_the_size_of_an_autoregression_is_known():

@@ -82,7 +82,7 @@ class _Objective:
         """Value, gradient and with ``second`` Hessian."""
         try:
             found = derivatives(self.space, self.f, free, second)
-        except (InputError, torch.linalg.LinAlgError) as error:
+        except (InputError, RuntimeError) as error:
             if not self.path:
                 raise
             raise InputError(

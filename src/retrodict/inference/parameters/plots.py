@@ -19,7 +19,7 @@ def fit(found: Fit, *, ax: Any = None, bins: int = 30) -> Any:
         ax.set_xlabel("iteration")
         ax.set_ylabel("log likelihood")
         return ax
-    rows = [(name, value.flatten(2)) for name, value in found.draws.items()]
+    rows = [(name, value.reshape(*value.shape[:2], -1)) for name, value in found.draws.items()]
     lines = [(name if v.shape[-1] == 1 else f"{name}[{j}]", v[..., j]) for name, v in rows for j in range(v.shape[-1])]
     if ax is None:
         ax = plt.subplots(len(lines), 2, figsize=(9, 1.8 * len(lines)), squeeze=False)[1]

@@ -123,7 +123,7 @@ class Density:
             return prior.new_tensor(-torch.inf)
         try:
             value = self.likelihood.value(self.space.model(free), seed).detach()
-        except (ParticlesDied, InputError, torch.linalg.LinAlgError) as error:
+        except (ParticlesDied, InputError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self.failures[reason] = self.failures.get(reason, 0) + 1
             return prior.new_tensor(-torch.inf)

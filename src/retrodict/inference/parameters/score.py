@@ -39,7 +39,7 @@ def score_climbing(
     steps: int = 400,
     particles: int = 50,
     sweeps: int = 2,
-    rate: float = 0.1,
+    rate: float = 0.3,
     power: float = 0.6,
     proposal: str = "bootstrap",
     threshold: float = 0.5,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 
 from retrodict.core.errors import InputError, InputTypeError, near
 from retrodict.inference.models import named_leaves
@@ -41,7 +41,7 @@ class Parameter:
 
     name: str
     start: Tensor
-    map: Transform
+    map: Any  # a `Transform`; its calls are typed as optional in torch
     prior: Distribution | None
     free_shape: torch.Size = field(init=False)
 
@@ -158,7 +158,7 @@ def _of_model(
     leaves = dict(_named(model))
     if not leaves:
         raise InputError(
-            f"the {type(model).__name__} holds nothing to fit: no tensor in its laws requires a gradient. Give its laws "
+            f"the {type(model).__name__} holds nothing to fit: no tensor in its laws requires a gradient. Give them "
             "modules or tensors with requires_grad=True, or give a function of parameters that returns a model, with "
             "start="
         )
