@@ -119,22 +119,33 @@ class ParticlePosterior(Conditioned):
         index: int | list[int] | None = None,
     ) -> None:
         super().__init__(model, data)
-        if smoother not in _SMOOTHERS:
-            raise InputError(f"smoother is one of {', '.join(_SMOOTHERS)}; got {smoother!r}")
+        if smoother not in ("auto", *_SMOOTHERS):
+            raise InputError(f"smoother is one of auto, {', '.join(_SMOOTHERS)}; got {smoother!r}")
         self.problem = Problem(model, data)
         self.fk = proposals[proposal](self.problem)
         self.states = self.problem.size if model.kind == "finite" else None
         self.particles, self.seed, self.proposal, self.rejection = particles, seed, proposal, rejection
-        self.resampling, self.threshold, self.smoother = resample, threshold, smoother
+        self.resampling, self.threshold, self._smoother = resample, threshold, smoother
         self.sweeps, self.burn_in = sweeps, burn_in
         self.index = self.problem.S if index is None else index
-        self._laws, self._variance = Laws(self.states), EvidenceVariance(resample)
-        self.run: Run = self._smc([self._laws, self._variance])
-        self.route = f"{particles} {proposal} particles, {resample} resampling below {threshold:g}, smoothing by "
-        self.route += _WORDS[smoother]
+        self.run: Run = self._smc([])
+
+    @cached_property
+    def smoother(self) -> str:
+        """How paths are smoothed: as asked for, or backward where the transition has a density."""
+        if self._smoother != "auto":
+            return self._smoother
+        return "tree" if no_density(self.model, self.data) else "backward"
+
+    @property
+    def route(self) -> str:  # type: ignore[override]
+        """How it was computed, in words."""
+        way = f"{self.particles} {self.proposal} particles, {self.resampling} resampling below {self.threshold:g}"
+        return f"{way}, smoothing by {_WORDS[self.smoother]}"
 
     def _noise(self, name: str) -> KeyedNoise:
-        return KeyedNoise(self.seed, self.index, dtype=torch.float64).stream(name)
+        # normals in single precision cost half as much; states are float64, uniforms always are
+        return KeyedNoise(self.seed, self.index).stream(name)
 
     def _smc(self, observers: list) -> Run:
         try:
@@ -159,7 +170,7 @@ class ParticlePosterior(Conditioned):
     @property
     def log_evidence_se(self) -> Tensor:  # type: ignore[override]
         """Standard error of ``log_evidence``, ``(S,)``."""
-        return self._variance.variance.sqrt()
+        return self._watched[1].variance.sqrt()
 
     @property
     def ess(self) -> Tensor:  # type: ignore[override]
@@ -168,7 +179,7 @@ class ParticlePosterior(Conditioned):
 
     def filter(self) -> Marginals:
         """Weighted moments of the particles at each observation."""
-        return self._marginals(self._laws.stacked())
+        return self._marginals(self._watched[0].stacked())
 
     def smooth(self) -> Marginals:
         """By the smoother of the method (see the table of this module)."""
@@ -202,7 +213,7 @@ class ParticlePosterior(Conditioned):
             found = alone.smooth()
             laws.append((found.mean, found.covariance))
         mean, cov = (torch.nn.utils.rnn.pad_sequence([v[i][0] for v in laws], True, float("nan")) for i in (0, 1))
-        return replace(self._marginals(self._laws.stacked()), mean=mean, covariance=cov)
+        return replace(self._marginals(self._watched[0].stacked()), mean=mean, covariance=cov)
 
     def sample(self, n: int, seed: int = 0) -> Paths:
         """``n`` smoothed paths of equal weight; by backward simulation where the method has no paths of its own."""
@@ -228,6 +239,13 @@ class ParticlePosterior(Conditioned):
         functional = Additive(self.fk, term, start, noise=self._noise("paris"), draws=draws, rejection=self.rejection)
         self._smc([functional])
         return functional.estimate
+
+    @cached_property
+    def _watched(self) -> tuple[Laws, EvidenceVariance]:
+        """Moments and the evidence's variance: by the run once more, observed; who asks for neither pays for neither."""
+        found = Laws(self.states), EvidenceVariance(self.resampling)
+        self._smc(list(found))
+        return found
 
     # -- smoothing ----------------------------------------------------------------------------------------------
 
@@ -335,8 +353,6 @@ def _filtering(proposal: str, words: str) -> Callable[..., Conditioned]:
         smoother: str = "auto",
         rejection: bool | None = None,
     ) -> Conditioned:
-        if smoother == "auto":
-            smoother = "tree" if no_density(model, data) else "backward"
         return ParticlePosterior(model, data, particles, seed, resample, threshold, proposal, smoother, rejection)
 
     build.__doc__ = words

@@ -19,6 +19,7 @@ from torch.distributions import Distribution, Independent, Normal
 from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
+from retrodict.inference.particle_programs import Program, program
 from retrodict.inference.problem import Grouped, Problem
 from retrodict.kernels.conditional import Conditional
 from retrodict.kernels.euler import NonLinearGaussian, mv, normal_log_prob
@@ -32,6 +33,9 @@ class Step:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+
+    def prepare(self, x: Tensor) -> None:
+        """Get ready for a run on states of this shape."""
 
     def draw(self, moves: int, particles: int, noise: Noise) -> Iterable[Any]:
         raise NotImplementedError
@@ -120,6 +124,7 @@ class KernelStep(GaussianStep):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._kernels: dict[int, list[tuple[Any, NonLinearGaussian]]] = {}
+        self._program: Program | None = None
 
     def kernels(self, k: int) -> list[tuple[Any, NonLinearGaussian]]:
         key = 0 if self.problem.model.transition.unit else k
@@ -136,7 +141,17 @@ class KernelStep(GaussianStep):
         probe = torch.zeros(1, self.problem.size, dtype=torch.float64)
         return self.kernels(1)[0][1].root_at(probe).shape[-1]
 
+    def prepare(self, x: Tensor) -> None:
+        made = program(self._move, x, torch.zeros_like(x))
+        self._program = made if made is not None and made.shape == x.shape else None
+
+    def _move(self, x: Tensor, z: Tensor) -> Tensor | None:
+        normal = self._normal(x)
+        return None if normal is None else normal[0] + normal[1] * z
+
     def step(self, k: int, x: Tensor, z: Any) -> Tensor:
+        if self._program is not None and self._program.fits(x, z):
+            return self._program(x, z)
         normal = self._normal(x)
         return super().step(k, x, z) if normal is None else normal[0] + normal[1] * z
 

@@ -127,7 +127,7 @@ def smc(
         ParticlesDied: all weights of a series are zero.
     """
     _check(particles, noise, model, resample, threshold, frozen)
-    with np.errstate(over="ignore"):  # such weights are recentred
+    with np.errstate(over="ignore", invalid="ignore"):  # such weights are recentred
         return _Machine(model, particles, noise, resample, threshold, observers, frozen, ancestor_sampling).run()
 
 
