@@ -84,6 +84,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "euler-ancestral": [{"eta": 0.5}],
     "euler-maruyama": [{"eta": 0.5}],
     "flow-sde": [{"epsilon": lambda t: 1 + t}, {"eta": 0.4}],
+    "ghvb": [{"weights": "exact"}, {"order": 3, "beta": 0.5, "weights": "exact", "tau": "rho"}],
+    "hb": [{"kind": "data", "weights": "midpoint", "order": 2}, {"beta": 0.5, "weights": "exact"}],
+    "restart": [
+        {"intervals": ((0.3, 2.0, 3, 4),), "inner": "ddim"},
+        {"intervals": ((0.3, 2.0, 1, 3), (0.05, 0.5, 2, 3)), "inner": "unipc"},
+        {"s_noise": 1.05, "intervals": ((0.2, 2.0, 1, 3),), "lacks": ("variance",)},
+    ],
     "pc": [
         {"corrections": 2},
         {"predictor": "ddim"},

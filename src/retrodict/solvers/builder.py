@@ -7,6 +7,7 @@ denoiser output that a row holds, and fills in the coefficient of the second end
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,29 @@ class Builder:
         ratio = keep * L.sigma[t] / L.sigma[s] if keep > 0 else 0.0
         fresh = L.sigma[t] * np.sqrt(max(0.0, 1 - keep**2))
         return self.row(t, {x: ratio}, {k: L.alpha[t] - ratio * L.alpha[s]}, z=fresh)
+
+    def include(self, x: int, part: Builder, out: int, level: int) -> int:
+        """Append what another builder wrote on the same process, started from register x; returns the register of its
+        result ``out``, a state at ``level`` of this builder.  No history passes from one to the other."""
+        state = lambda r: x if r == 0 else self._registers + r - 1  # noqa: E731
+        evaluation, noise = len(self._node), self._noises
+        for c in part.code:
+            if isinstance(c, Eval):
+                clock = None if c.clock is None else state(c.clock)
+                self.code.append(replace(c, k=c.k + evaluation, x=state(c.x), clock=clock))
+                self._node[c.k + evaluation] = (state(c.x), level)
+            elif isinstance(c, Row):
+                d, d1 = ({k + evaluation: v for k, v in terms.items()} for terms in (c.d, c.d1))
+                xs, z = {state(r): v for r, v in c.x.items()}, {m + noise: v for m, v in c.z.items()}
+                self.code.append(Row(state(c.dst), xs, d, d1, z, c.t))
+            else:
+                more = tuple(state(r) for r in c.more)
+                moved = replace(c, dst=state(c.dst), x=state(c.x), k=c.k + evaluation, more=more)
+                self.code.append(moved)
+        result = state(out)
+        self._registers, self._noises = self._registers + part._registers - 1, noise + part._noises
+        self._level_of[result] = level
+        return result
 
     def _add_prediction(self, kind: str, k: int, w: float, xs: dict[int, float], ds: dict[int, float]) -> None:
         """Add w times prediction ``kind`` of evaluation k, written in the state it was evaluated at and D_k."""
