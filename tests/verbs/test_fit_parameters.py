@@ -89,7 +89,7 @@ def test_starts_and_priors_are_checked():
         rd.fit_parameters(model, Y, start=START, priors=prior, supports=SUPPORTS)
     with pytest.raises(InputError, match="not finite"):
         rd.fit_parameters(model, Y, start={"a": float("nan"), "s": 1.0})
-    with pytest.raises(InputTypeError, match="torch.distributions object, got float"):
+    with pytest.raises(InputTypeError, match=r"torch\.distributions object, got float"):
         rd.fit_parameters(model, Y, start=START, priors={"a": 0.5})
 
 

@@ -1,4 +1,4 @@
-"""Maximum likelihood by gradients: against statsmodels, closed forms, finite differences and the other form of model."""
+"""Maximum likelihood by gradients: against statsmodels, closed forms and finite differences."""
 
 from __future__ import annotations
 

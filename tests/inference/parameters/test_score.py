@@ -11,8 +11,11 @@ from retrodict.core.errors import InputError
 from retrodict.core.noise import KeyedNoise
 from retrodict.inference import Observed, StateSpace
 from retrodict.inference.parameters.likelihood import Likelihood
-from retrodict.inference.parameters.score import Score
+from retrodict.inference.parameters.score import Score, Terms
+from retrodict.inference.particle import Bootstrap
+from retrodict.inference.problem import Problem
 from retrodict.kernels import Categorical, Finite, Gaussian, LinearGaussian
+from retrodict.particles import particle_gibbs
 
 NAN = float("nan")
 Y = [0.4, 1.3, NAN, 0.2, -0.8, 0.5]
@@ -103,6 +106,33 @@ def test_climbing_reaches_the_maximum_of_a_linear_model():
     for name in ("a", "s"):
         assert abs(fit.parameters[name] - best.parameters[name]) < 0.3 * best.standard_errors[name]
     assert fit.history["free"].shape == (150, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("select", ["parisian", "backward"])
+def test_the_paths_of_particle_gibbs_are_calibrated(select):
+    """Ranks of true states among the sampler's paths, 4 particles, 480 replicates side by side: uniform.
+
+    Chi-square with 7 degrees of freedom at two nodes; false alarms 1e-3 each.
+    """
+    R, n, keep = 480, 6, 15
+    g = torch.Generator().manual_seed(8)
+    truth = [torch.randn(R, generator=g).double()]
+    for _ in range(n - 1):
+        truth.append(0.8 * truth[-1] + 0.6 * torch.randn(R, generator=g).double())
+    x = torch.stack(truth, 1)
+    data = Observed((x + 0.5 * torch.randn(R, n, generator=g).double()).unsqueeze(-1))
+    model = linear(*(tensor(v) for v in (0.0, 0.8, 0.6, 0.5)))
+    problem = Problem(model, data)
+    terms = Terms(problem)
+    chain = particle_gibbs(
+        Bootstrap(problem), 4, keep * 12, KeyedNoise(0, R, dtype=torch.float64), burn_in=20, select=select,
+        term=terms.step, start=terms.start,
+    )  # fmt: skip
+    for node in (0, 3):
+        rank = (chain.paths[11::12, :, node, 0] < x[:, node]).sum(0)
+        counts = torch.bincount(rank // 2, minlength=8).double()
+        assert ((counts - R / 8).square() / (R / 8)).sum() < 24.3, (node, counts)
 
 
 def test_priors_pull():
