@@ -21,6 +21,8 @@ from retrodict.core.errors import InputError, InputTypeError, require
 from retrodict.core.lin import Lin
 from retrodict.inference.observed import Observed
 from retrodict.kernels import Finite, Kernel, LinearGaussian
+from retrodict.kernels.checks import check_covariance, check_stochastic
+from retrodict.kernels.euler import NonLinearGaussian
 from retrodict.kernels.precise import precise
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -121,10 +123,10 @@ class LawEmission(Emission):
         if isinstance(law, Independent):
             law = law.base_dist
         if law.event_shape:
-            return _all_or_nothing(law.log_prob(y), seen, type(law).__name__)
+            return _all_or_nothing(_log_prob(law, y), seen, type(law).__name__)
         if len(law.batch_shape) == len(_lead(x)):  # one number a state
-            return _where(None if seen is None else seen[..., 0], law.log_prob(y[..., 0]))
-        return _where(seen, law.log_prob(y)).sum(-1)
+            return _where(None if seen is None else seen[..., 0], _log_prob(law, y[..., 0]))
+        return _where(seen, _log_prob(law, y)).sum(-1)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         return normal_moments(self.f(x), len(_lead(x))) if self.gaussian else None
@@ -181,8 +183,11 @@ def as_emission(observation: Any, probe: Tensor) -> Emission:
             not probe.is_floating_point() and rows == states and observation.log_p.ndim == 2,
             f"the observation table has {tuple(observation.log_p.shape)}; one row for each of {states} states",
         )
+        check_stochastic(observation.log_p.exp(), "observation table")
         return TableEmission(observation.log_p.double())
     if isinstance(observation, Kernel):
+        if isinstance(observation, NonLinearGaussian) and probe.is_floating_point():
+            check_moments(observation, probe, "observation")
         return _of_kernel(observation)
     if not callable(observation):
         raise InputTypeError(
@@ -199,6 +204,19 @@ def as_emission(observation: Any, probe: Tensor) -> Emission:
             "function (x, y) -> log density"
         )
     return LawEmission(f, gaussian=normal_moments(law, len(_lead(probe))) is not None)
+
+
+def check_moments(kernel: NonLinearGaussian, probe: Tensor, name: str, size: int | None = None) -> None:
+    """Raise unless the mean and covariance of a kernel at the states ``probe (1, d)`` are those of ``size`` numbers."""
+    mean, count = kernel.mean(probe), probe.shape[-1] if size is None else size
+    if mean.ndim != 2 or len(mean) != len(probe) or (size is not None and mean.shape[-1] != size):
+        raise InputError(
+            f"the {name}'s mean(x) returned the shape {tuple(mean.shape)} at states {tuple(probe.shape)}; it is "
+            f"({len(probe)}, {count if size is not None else 'coordinates of y'})"
+        )
+    if kernel.covariance is None or isinstance(kernel.covariance, Lin):
+        return
+    check_covariance(torch.as_tensor(kernel.covariance(probe)), f"the {name}'s covariance(x)")
 
 
 def law_seen(observation: Any, probe: Tensor, data: Observed) -> tuple[Emission, Observed]:
@@ -299,6 +317,19 @@ def masked_normal(residual: Tensor, R: Tensor, seen: Tensor | None = None) -> Te
     return -0.5 * white.square().sum(-1) - logdet - 0.5 * _LOG_2PI * count
 
 
+def _log_prob(law: Distribution, y: Tensor) -> Tensor:
+    """log density of y, minus infinity outside of the support, where torch's validation raises."""
+    try:
+        return law.log_prob(y)
+    except ValueError:
+        inside: Any = law.support.check(y)  # type: ignore[union-attr]
+        validate, law._validate_args = law._validate_args, False
+        try:
+            return torch.where(inside, law.log_prob(y), -torch.inf)
+        finally:
+            law._validate_args = validate
+
+
 def _linear(kernel: LinearGaussian, probe: Tensor) -> LinearEmission:
     if not probe.is_floating_point():
         raise InputError(
@@ -311,7 +342,11 @@ def _linear(kernel: LinearGaussian, probe: Tensor) -> LinearEmission:
             f"the observation kernel takes {L.shape[-1]} coordinates and the prior has {d}; they must chain"
         )
     m = L.shape[-2]
-    return LinearEmission(L, vector(kernel.b, m), matrix(kernel.Q, m))
+    b, R = vector(kernel.b, m), matrix(kernel.Q, m)
+    for name, value in (("A", L), ("b", b)):
+        require(bool(torch.isfinite(value).all()), f"the observation kernel's {name} has entries that are not finite")
+    check_covariance(R, "the observation kernel's Q")
+    return LinearEmission(L, b, R)
 
 
 def _of_kernel(kernel: Kernel) -> Emission:

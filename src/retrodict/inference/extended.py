@@ -73,7 +73,14 @@ class Pass:
         if isinstance(kernel, LinearGaussian):
             return tuple(v[:, 0].expand(S, *v.shape[2:]) for v in (kernel.A.value, kernel.b, kernel.Q.value))  # type: ignore
         assert isinstance(kernel, Grouped)
-        return self.rule(kernel.moments, *self._place(k - 1, now))
+        place = self._place(k - 1, now)
+        line = self.rule(kernel.moments, *place)
+        if not all(bool(torch.isfinite(part).all()) for part in line):
+            raise InputError(
+                f"the step to time {float(self.problem.times[0, k]):g} has no finite mean, slope or covariance at the "
+                f"state {place[0].tolist()[0]}, where it is linearised; use method='bootstrap', or a law that has one"
+            )
+        return line
 
     def _observe(self, k: int, now: Law) -> tuple[Line, Law]:
         """Stand-ins for what is seen at node k, and the law after it."""

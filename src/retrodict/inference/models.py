@@ -109,6 +109,7 @@ def as_prior(prior: Any) -> tuple[Any, str, int]:
         )
     mean = prior.mean.double()
     mean = mean if mean.ndim > 1 else mean.reshape(1, -1)
+    require(bool(torch.isfinite(mean).all()), "the prior's mean has entries that are not finite; NaN is for y alone")
     require(mean.ndim == 2, f"the prior's mean has the shape {tuple(mean.shape)}; states are vectors: (d,) or (S, d)")
     cov = matrix(prior.cov, mean.shape[-1])
     if cov.shape[-1] != mean.shape[-1]:

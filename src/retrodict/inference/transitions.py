@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from retrodict.core.errors import InputError, InputTypeError, require
-from retrodict.inference.emissions import arity, matrix, normal_moments, vector
+from retrodict.inference.emissions import arity, check_moments, matrix, normal_moments, vector
 from retrodict.kernels import Categorical, Chain, Finite, Kernel, LinearGaussian
+from retrodict.kernels.checks import check_covariance, check_stochastic
 from retrodict.kernels.conditional import Conditional
 from retrodict.kernels.euler import NonLinearGaussian
 from retrodict.kernels.precise import precise
@@ -260,11 +261,18 @@ def _checked(kernel: Any) -> Kernel:
 
 
 def _check_start(kernel: Kernel, probe: Tensor) -> None:
-    """Whether a kernel and the prior are about the same states."""
+    """Whether a kernel and the prior are about the same states, and whether it is a kernel at all."""
     finite = family_of(kernel) == "finite"
     if finite == probe.is_floating_point() and family_of(kernel) in ("finite", "linear"):
         raise InputError(
             f"the prior is of {'real' if finite else 'finite'} states and the transition {type(kernel).__name__} is not"
         )
-    if family_of(kernel) in ("finite", "linear"):
+    if isinstance(kernel, LinearGaussian):
+        check_covariance(kernel_arrays(kernel, probe.shape[-1])[2], "the transition's Q")
+    elif finite:
         kernel_arrays(kernel, probe.shape[-1])
+        table = getattr(kernel, "log_p", None)
+        if table is not None:
+            check_stochastic(table.exp())
+    elif isinstance(kernel, NonLinearGaussian) and probe.is_floating_point():
+        check_moments(kernel, probe, "transition", probe.shape[-1])

@@ -114,7 +114,12 @@ class FiniteTree(TreePosterior):
         self.log_norm = torch.logsumexp(joint, -1)
         if bool(torch.isinf(self.log_norm).any()):
             s = int(torch.isinf(self.log_norm).nonzero()[0])
-            raise InputError(f"what was seen in series {s} has probability zero under the tree")
+            dead = [v for i, v in enumerate(self.vertices) if bool(torch.isinf(self.log_h[s, i]).all())]
+            below = f"at and below the vertex {dead[-1]!r}" if dead else "given the prior of the root"
+            raise InputError(
+                f"what was seen {below} in series {s} has probability zero; give the tables or the law of observation "
+                "a positive probability there, or mark a value as missing"
+            )
 
     @staticmethod
     def _product(joint: Tensor, parents: int) -> Tensor:

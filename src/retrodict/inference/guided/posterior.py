@@ -17,6 +17,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
+from retrodict.inference.deaths import dated
 from retrodict.inference.emissions import law_seen
 from retrodict.inference.guided.evidence import Evidence
 from retrodict.inference.guided.model import GuidedModel, Innovations
@@ -79,7 +80,8 @@ class GuidedPosterior(Conditioned):
     def _run(self, guided: GuidedModel, particles: int, seed: int) -> Cloud:
         noise = KeyedNoise(seed, guided.series, name="guided")
         lines = Lines()
-        run = smc(guided, particles, noise, resample=self.resample, threshold=self.threshold, observers=[lines])
+        with dated(self.times[:, guided.bounds]):
+            run = smc(guided, particles, noise, resample=self.resample, threshold=self.threshold, observers=[lines])
         return Cloud(run, lines.ancestors, guided.stretches, guided.used)
 
     @property
@@ -115,7 +117,8 @@ class GuidedPosterior(Conditioned):
         guided = self.make(keep=False, stretches_only=True)
         moments = Moments()
         noise = KeyedNoise(self.seed, guided.series, name="filter")
-        smc(guided, self.particles, noise, resample=self.resample, threshold=self.threshold, observers=[moments])
+        with dated(self.times[:, guided.bounds]):
+            smc(guided, self.particles, noise, resample=self.resample, threshold=self.threshold, observers=[moments])
         index = torch.tensor([guided.bounds.index(k) for k in self.at])
         return self._marginals(moments.mean[:, index], moments.cov[:, index], False, picked=True)
 

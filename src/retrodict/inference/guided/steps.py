@@ -122,7 +122,11 @@ class EulerGrid(Steps):
             self._lengths = list(self.dt[:, :, None, None].unbind(1))
             self._scales = list(self.dt.sqrt()[:, :, None, None, None].unbind(1))
         self.shared_root = self._shared()
-        probe = self._dispersion(0, torch.zeros(series, 2, d, dtype=t.dtype))
+        x = torch.zeros(series, 2, d, dtype=t.dtype)
+        found = drift(x, self._times[0]).shape
+        if any(a not in (1, b) for a, b in zip(found[::-1], x.shape[::-1])) or len(found) > x.ndim:
+            raise InputError(f"drift(x, t) returned {tuple(found)} at states {tuple(x.shape)}; one number a coordinate")
+        probe = self._dispersion(0, x)
         self.r = probe.shape[-1]
 
     def mean(self, k: int, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import Conditioned, register
 from retrodict.inference.results import Marginals, Paths
 from retrodict.kernels.jump import as_generator
-from retrodict.particles import ess, log_mean_exp
+from retrodict.particles import ParticlesDied, ess, log_mean_exp
 
 
 def path_ratio(model: JumpProcess, rates: Tensor, other: Tensor, paths: JumpPaths) -> Tensor:
@@ -75,7 +75,17 @@ class GuidedJumps(Conditioned):
 
     @cached_property
     def _paths(self) -> JumpPaths:
-        return self.trajectories(self.particles, self.seed)
+        paths = self.trajectories(self.particles, self.seed)
+        dead = torch.isinf(paths.log_weights).all(0)
+        if bool(dead.any()):
+            JumpPosterior(self.model, self.data).log_evidence  # noqa: B018 -- names an impossible observation
+            raise ParticlesDied(
+                f"all {self.particles} paths of series {int(dead.nonzero()[0])} make jumps that the process cannot; "
+                "use more particles, or an auxiliary that is closer to the process",
+                self.guide.problem.n,
+                int(dead.nonzero()[0]),
+            )
+        return paths
 
     @property
     def log_evidence(self) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from retrodict.core.errors import require
 from retrodict.core.noise import Cells, KeyedNoise, Noise
+from retrodict.inference.deaths import dated
 from retrodict.inference.emissions import LinearEmission
 from retrodict.inference.jumps.reactions import ReactionNetwork, run_events
 from retrodict.inference.observed import Observed
@@ -151,7 +152,8 @@ class NetworkPosterior(Conditioned):
     def _run(self, particles: int, seed: int) -> tuple[Any, Families, Moments, Genealogy]:
         families, moments, tree = Families(), Moments(), Genealogy()
         noise = KeyedNoise(seed, self.fk.series, name="network")
-        run = smc(self.fk, particles, noise, threshold=self.threshold, observers=[families, moments, tree])
+        with dated(self.problem.times):
+            run = smc(self.fk, particles, noise, threshold=self.threshold, observers=[families, moments, tree])
         return run, families, moments, tree
 
     @property
