@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from retrodict.data import Data, load_data
     from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
     from retrodict.denoisers.diffusers import from_diffusers
+    from retrodict.diagnostics.certificate import Certificate, certify
     from retrodict.inference import SDE, JumpProcess, Observed, ReactionNetwork, StateSpace, Tree
     from retrodict.particles import Population
     from retrodict.processes import (
@@ -57,6 +58,7 @@ __all__ = [
     "VP",
     "Anneal",
     "Blackout",
+    "Certificate",
     "Data",
     "Denoiser",
     "FiniteJump",
@@ -82,6 +84,7 @@ __all__ = [
     "TokenBridge",
     "Tree",
     "Uniform",
+    "certify",
     "condition",
     "exact",
     "filter",
@@ -107,6 +110,8 @@ _HOMES = {
     "Product": "retrodict.denoisers",
     "Thresholded": "retrodict.denoisers",
     "from_diffusers": "retrodict.denoisers.diffusers",
+    "Certificate": "retrodict.diagnostics.certificate",
+    "certify": "retrodict.diagnostics.certificate",
     "JumpProcess": "retrodict.inference",
     "Observed": "retrodict.inference",
     "ReactionNetwork": "retrodict.inference",

@@ -175,6 +175,28 @@ def infer(
     infer_files(config, data, out, example)
 
 
+@command("retrodict certify --solver unipc --out runs/certificate")
+def certify(
+    solver: Annotated[str | None, typer.Option(help="A solver: NAME or NAME:OPTION=VALUE,OPTION=VALUE.")] = None,
+    diffusers: Annotated[
+        Path | None, typer.Option(help="A diffusers scheduler: scheduler_config.json, or a folder with it.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="module:function, a sampler f(model, x, sigmas) as in k-diffusion.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write text, JSON and HTML to this folder.")
+    ] = None,
+) -> None:
+    """Measure a sampler, ours or anyone's, against closed forms: order, exactness, moments, errors, ends.
+
+    Exit status 1 says that a finding does not hold.
+    """
+    from retrodict.app.certify import certify_sampler
+
+    certify_sampler(solver, diffusers, python, out)
+
+
 @command("retrodict report runs/digits")
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],

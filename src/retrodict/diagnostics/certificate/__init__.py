@@ -1,5 +1,8 @@
 """What can be known of a sampler without trusting it: identities, moments, orders, bridges.
 
+`certify` puts a sampler, ours or anyone's, through the measurements of `blackbox`, which see only what it does to a
+denoiser.  The functions below read the same off the rows of a plan, and a test holds the two to each other.
+
 Each function measures one thing against a closed form or an enumeration and returns a `Finding`: the value, what it
 should be, whether it is, and a line of text.  The tests of the solver registry call these same functions.
 
@@ -18,6 +21,7 @@ should be, whether it is, and a line of text.  The tests of the solver registry 
 """
 
 from retrodict.diagnostics.certificate.bridges import bridge_consistency
+from retrodict.diagnostics.certificate.certify import Certificate, certify
 from retrodict.diagnostics.certificate.finding import Finding
 from retrodict.diagnostics.certificate.identities import (
     Moments,
@@ -28,11 +32,25 @@ from retrodict.diagnostics.certificate.identities import (
 )
 from retrodict.diagnostics.certificate.orders import convergence_order, flow_map, slope, weak_order
 from retrodict.diagnostics.certificate.runs import evaluations, execute, reproducibility, unroll
+from retrodict.diagnostics.certificate.samplers import (
+    AzulaSampler,
+    FunctionSampler,
+    PlanSampler,
+    Sampler,
+    as_sampler,
+)
 
 __all__ = [
+    "AzulaSampler",
+    "Certificate",
     "Finding",
+    "FunctionSampler",
     "Moments",
+    "PlanSampler",
+    "Sampler",
+    "as_sampler",
     "bridge_consistency",
+    "certify",
     "constant_identity",
     "convergence_order",
     "evaluations",
