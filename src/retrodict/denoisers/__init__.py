@@ -3,6 +3,7 @@
 from retrodict.denoisers.combined import Anneal, Bound, Guided, Product, Thresholded
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.denoisers.discrete import CountDenoiser, EmbeddedDenoiser, Sharpened, TokenDenoiser, sharpened
+from retrodict.denoisers.stitched import Stitched, excess_divergence
 from retrodict.denoisers.wrapped import TwoEnded, Wrapped
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "Product",
     "Sharpened",
     "Step",
+    "Stitched",
     "Thresholded",
     "TokenDenoiser",
     "TwoEnded",
     "Wrapped",
+    "excess_divergence",
     "sharpened",
 ]

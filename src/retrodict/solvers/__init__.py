@@ -9,6 +9,8 @@ from retrodict.solvers.parallel import Parallel
 from retrodict.solvers.plan import Plan
 from retrodict.solvers.registry import Solver, alias, solver, solvers
 from retrodict.solvers.remask import Remask
+from retrodict.solvers.starts import Start, select_start
+from retrodict.solvers.time_shift import time_shifted
 
 __all__ = [
     "Builder",
@@ -17,12 +19,15 @@ __all__ = [
     "Recorded",
     "Remask",
     "Solver",
+    "Start",
     "adaptive",
     "alias",
     "generators",
     "grids",
     "plan",
     "regrid",
+    "select_start",
     "solver",
     "solvers",
+    "time_shifted",
 ]

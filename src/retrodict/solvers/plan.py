@@ -90,6 +90,8 @@ class Call:
 
 
 Instruction = Eval | Row | Call
+#: Rows that depend on data and are no draw of the process' own reverse step.
+_NO_MOVE = ("langevin", "noise-level", "affine")
 _KINDS: dict[str, type] = {"eval": Eval, "row": Row, "call": Call}
 
 
@@ -158,7 +160,7 @@ class Plan:
         drawn there is what the unsteered process draws, so that no ratio is booked."""
         last = max((i for i, c in enumerate(self.code) if isinstance(c, Eval)), default=-1)
         rows = [c for c in self.code[:last] if not isinstance(c, Eval)]
-        return bool(rows) and all(bool(c.z) if isinstance(c, Row) else c.name != "langevin" for c in rows)
+        return bool(rows) and all(bool(c.z) if isinstance(c, Row) else c.name not in _NO_MOVE for c in rows)
 
     @property
     def start_time(self) -> float:

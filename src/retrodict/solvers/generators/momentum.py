@@ -1,4 +1,4 @@
-"""Momentum: multistep solvers whose predictions pass a filter, for wider regions of stability (Wizadwongsa et al. 2023).
+"""Momentum: multistep solvers whose predictions pass a filter, for wider stability (Wizadwongsa et al. 2023).
 
 In y = x/alpha with rho = sigma/alpha and the noise predictions e_i, a velocity that is never evaluated is carried:
 
