@@ -64,7 +64,7 @@ def fit_parameters(
     ...     return StateSpace(Gaussian(0.0, 1.0), LinearGaussian(1.0, 0.0, q), LinearGaussian(1.0, 0.0, 0.5))
     >>> fit = fit_parameters(walk, [0.3, 0.9, 2.1, 1.6, 3.2], start={"q": 1.0}, supports={"q": "positive"})
     >>> round(fit.parameters["q"], 3), round(fit.log_likelihood, 3), fit.converged
-    (0.527, -8.016, True)
+    (0.709, -7.331, True)
     """
     fitter = methods[method]
     observed = data if isinstance(data, Observed) else Observed(data)

@@ -51,6 +51,15 @@ def grid_posterior(y):
     return mean, (w @ (values - mean).square()).sqrt()
 
 
+def log_priors(space, free):
+    """`Space.log_prior` of many points at once."""
+    total = torch.zeros(len(free), dtype=torch.float64)
+    for p, column in zip(space.parameters, free.unbind(1)):
+        value = p.map(column)
+        total = total + p.prior.log_prob(value) + p.map.log_abs_det_jacobian(column, value)
+    return total
+
+
 def batched_density(y, method, particles):
     """The log posterior of C chains as one batch of C series."""
     space = make_space(model, None, PRIORS, None)
@@ -58,8 +67,7 @@ def batched_density(y, method, particles):
     def density(free, seeds):
         wide = Observed(y.expand(len(free), -1).unsqueeze(-1))
         options = {} if method == "exact" else {"particles": particles, "seed": seeds[0]}
-        prior = torch.stack([space.log_prior(row) for row in free])
-        return prior + rd.condition(model(**space.values(free)), wide, method, **options).log_evidence
+        return log_priors(space, free) + rd.condition(model(**space.values(free)), wide, method, **options).log_evidence
 
     return space, density
 
@@ -90,6 +98,15 @@ def test_the_draws_have_the_grid_posterior(method, particles):
         assert abs(chains.mean() - mean[i]) < 3.5 * error
         second = (chains - mean[i]).square().mean(1)
         assert abs(second.mean() - std[i] ** 2) < 3.5 * second.std(0) / 64**0.5
+
+
+def test_the_prior_of_free_numbers_has_a_jacobian():
+    """Their density integrates to one, and many points at once have the same as one by one."""
+    space = make_space(model, None, {"a": PRIORS["a"]} | {"s": PRIORS["s"]}, None)
+    u = torch.linspace(-12, 12, 241).double()
+    points = torch.stack([v.flatten() for v in torch.meshgrid(u, u, indexing="ij")], 1)
+    assert float(log_priors(space, points).exp().sum()) * 0.1**2 == pytest.approx(1.0, abs=1e-3)
+    assert float(space.log_prior(points[777])) == pytest.approx(float(log_priors(space, points)[777]))
 
 
 def test_particles_through_the_front_door():
@@ -254,7 +271,7 @@ def test_pmmh_is_calibrated():
 
     def density(free, seeds):
         post = rd.condition(model(**space.values(free)), data, "bootstrap", particles=12, seed=seeds[0])
-        return torch.stack([space.log_prior(row) for row in free]) + post.log_evidence
+        return log_priors(space, free) + post.log_evidence
 
     with torch.no_grad():
         noise = KeyedNoise(4, R, dtype=torch.float64)
