@@ -385,6 +385,10 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_logarithms_and_categories_are_checked(tmp_path: Path) -> None:
+    config, csv, out = folder(tmp_path, level()[0], [None if v is None else math.exp(v) for v in Y])
+    config.write_text(config.read_text().replace("  observed: y\n", "  observed: y\n  log: true\n"))
+    assert run("infer", config, csv, "-o", out)[0] == 0
+    assert json.loads((out / "metrics.json").read_text())["log_evidence"] == pytest.approx(level()[1], abs=1e-9)
     config, csv, out = folder(tmp_path, level()[0], [1.0, 0.0, 2.0])
     config.write_text(config.read_text().replace("  observed: y\n", "  observed: y\n  log: true\n"))
     assert "holds 0 in row 2; data.log needs positive numbers" in run("infer", config, csv, "-o", out)[1]

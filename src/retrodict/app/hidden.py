@@ -97,6 +97,7 @@ def _chart(found: dict[str, Any], j: int) -> LineChart:
 
 
 _REPRODUCE = """\
+import retrodict as rd
 from retrodict.app import hidden
 
 post = rd.condition(hidden.model(), rd.Observed(y, times=times), steps=10, particles=400, rounds=3)
