@@ -103,11 +103,12 @@ def bar(problem: str, task: str, extra: bool) -> float | None:
 def observed(data: dict[str, Tensor], A: Tensor, Q: Tensor, R: Tensor) -> GaussianChain:
     """The chain of a linear-Gaussian problem, from its observations."""
     L, y = data["L"], data["y"]
+    weighted = y @ torch.linalg.inv(R)
     W = torch.linalg.solve(R, L).mT  # L'R^-1
-    c = -0.5 * ((y @ torch.linalg.inv(R)) * y).sum(-1) - 0.5 * torch.logdet(2 * math.pi * R)
+    c = -0.5 * torch.linalg.vecdot(weighted, y) - 0.5 * torch.logdet(2 * math.pi * R)
     return GaussianChain(
         data["m0"][None], data["P0"][None], A[None, None], data["b"][None, None], Q[None, None],
-        (W @ L)[None, None], y @ W.mT, c,
+        (W @ L)[None, None], weighted @ L, c,
     )  # fmt: skip
 
 
@@ -121,7 +122,13 @@ def gaussian_tasks(data: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         total.backward()
         return total.detach()
 
+    def together() -> tuple[Tensor, ...]:
+        chain = observed(data, *parameters)
+        draw = gaussian.draw(chain, 1, torch.Generator().manual_seed(0))
+        return *gaussian.means(chain), draw
+
     return {
+        "means, evidence, draw": together,
         "evidence": lambda: gaussian.evidence(observed(data, *parameters)).sum(),
         "means": lambda: gaussian.means(observed(data, *parameters))[0],
         "covariances": lambda: gaussian.smooth(observed(data, *parameters)).cov,

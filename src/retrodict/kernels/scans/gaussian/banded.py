@@ -76,6 +76,9 @@ class Posterior:
 
     def mean(self) -> Tensor:
         """Posterior means ``(S, n+1, d)``."""
+        return self.chain.once("banded mean", self._mean).clone()
+
+    def _mean(self) -> Tensor:
         chain = self.chain
         right = chain.F.clone()
         right[:, 0] += mv(self.P0_inv, chain.m0)
@@ -119,6 +122,10 @@ def _selected(first: Element, second: Element) -> Element:
 
 def factor(chain: GaussianChain) -> Posterior:
     """Factor the precision; raises `IllConditioned` if P0, Q or the precision is too close to singular."""
+    return chain.once("banded", lambda: _factor(chain))
+
+
+def _factor(chain: GaussianChain) -> Posterior:
     n, d = chain.n, chain.d
     A, Q, H = chain.A, chain.Q, chain.H
     P0_inv, P0_logdet = _inverse(chain.P0, "P0")

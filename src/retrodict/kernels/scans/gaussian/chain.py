@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +86,16 @@ class GaussianChain:
     def tensors(self) -> tuple[Tensor, ...]:
         """``(m0, P0, A, b, Q, H, F, c)``."""
         return self.m0, self.P0, self.A, self.b, self.Q, self.H, self.F, self.c
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """``make()``, kept while no tensor of the chain is changed in place: means, evidence and draws of one chain
+        share the expensive half.  For what runs outside autograd.
+        """
+        kept = self.__dict__.setdefault("_kept", {})
+        versions = [-1 if x.is_inference() else x._version for x in self.tensors]
+        if name not in kept or kept[name][0] != versions:
+            kept[name] = versions, make()
+        return kept[name][1]
 
     def step(self, k: int) -> Step:
         """``(A, b, Q)`` of the step from node k-1 to node k, leading axis S or 1."""

@@ -319,6 +319,10 @@ def messages(chain: GaussianChain) -> Message:
 
 def guided(chain: GaussianChain) -> tuple[Message, Step]:
     """Fused messages and guided steps."""
+    return chain.once("guided", lambda: _guided(chain))
+
+
+def _guided(chain: GaussianChain) -> tuple[Message, Step]:
     compiled(globals(), KERNELS)
     A, b, Q, H, F, c = (array(x) for x in chain.tensors[2:])
     S, n, d, lead = chain.series, chain.n, chain.d, _lead(A, Q, H)

@@ -48,6 +48,13 @@ def _smooth(
     return mean, cov, log_evidence, steps[0] @ cov[:, :-1] if cross else None
 
 
+def means(passes: ModuleType, chain: GaussianChain) -> tuple[Tensor, Tensor]:
+    """Means and log evidence, without the covariances that the data do not enter."""
+    h, (E, g, _) = passes.guided(chain)
+    m, _, log_evidence = _start(chain, h)
+    return passes.follow(m, E, g), log_evidence
+
+
 def draw(passes: ModuleType, chain: GaussianChain, z: Tensor) -> Tensor:
     """Posterior paths ``(..., S, n+1, d)`` from standard normals of the same shape."""
     h, steps = passes.guided(chain)

@@ -43,8 +43,7 @@ class Route:
         raise NotImplementedError
 
     def means(self, chain: GaussianChain) -> tuple[Tensor, Tensor]:
-        mean, _, log_evidence, _ = self.smooth(chain, False)
-        return mean, log_evidence
+        raise NotImplementedError
 
     def evidence(self, chain: GaussianChain) -> Tensor:
         raise NotImplementedError
@@ -71,6 +70,9 @@ class Passes(Route):
 
     def smooth(self, chain: GaussianChain, cross: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         return passes.smooth(self.module, chain, cross)
+
+    def means(self, chain: GaussianChain) -> tuple[Tensor, Tensor]:
+        return passes.means(self.module, chain)
 
     def evidence(self, chain: GaussianChain) -> Tensor:
         return self.module.filter(chain)[2]
