@@ -51,6 +51,10 @@ class Emission:
         """``(mean (..., m), covariance (..., m, m))`` of a law that is Gaussian given x; else None."""
         return None
 
+    def predicted(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and covariance of y at states x as of `moments`, for laws of any family that know theirs."""
+        return self.moments(x)
+
     def width(self, x: Tensor) -> int | None:
         """How many coordinates y has, as the law at states x tells; None where it does not."""
         moments = self.moments(x)
@@ -130,6 +134,19 @@ class LawEmission(Emission):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         return normal_moments(self.f(x), len(_lead(x))) if self.gaussian else None
+
+    def predicted(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        law = self.f(x)
+        normal = self.moments(x)
+        if normal is not None or (len(law.event_shape) > 0 and not isinstance(law, Independent)):
+            return normal
+        try:
+            mean, variance = law.mean.double(), law.variance.double()
+        except NotImplementedError:
+            return None
+        if mean.ndim == len(_lead(x)):
+            mean, variance = mean.unsqueeze(-1), variance.unsqueeze(-1)
+        return mean, torch.diag_embed(variance)
 
     def width(self, x: Tensor) -> int | None:
         law = self.f(x)

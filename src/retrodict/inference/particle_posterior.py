@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError, RetrodictError
 from retrodict.core.noise import KeyedNoise
 from retrodict.core.registry import Registry
+from retrodict.inference.forecasts import by_particles
 from retrodict.inference.models import StateSpace
 from retrodict.inference.observed import Observed
 from retrodict.inference.particle import Auxiliary, Bootstrap, Guided
@@ -215,6 +217,11 @@ class ParticlePosterior(Conditioned):
         mean, cov = (torch.nn.utils.rnn.pad_sequence([v[i][0] for v in laws], True, float("nan")) for i in (0, 1))
         return replace(self._marginals(self._watched[0].stacked()), mean=mean, covariance=cov)
 
+    def forecast(self, times: Any, of: str = "state") -> Marginals:
+        """The last particles, pushed forward by the transition."""
+        cloud = self.run.x, self.run.log_w
+        return by_particles(self.model, self.data, Bootstrap, cloud, times, of, self._noise("forecast"))
+
     def sample(self, n: int, seed: int = 0) -> Paths:
         """``n`` smoothed paths of equal weight; by backward simulation where the method has no paths of its own."""
         paths = self._smoothed_paths(n, seed)
@@ -242,7 +249,7 @@ class ParticlePosterior(Conditioned):
 
     @cached_property
     def _watched(self) -> tuple[Laws, EvidenceVariance]:
-        """Moments and the evidence's variance: by the run once more, observed; who asks for neither pays for neither."""
+        """Moments and the evidence's variance: by one more run, observed; who asks for neither pays for neither."""
         found = Laws(self.states), EvidenceVariance(self.resampling)
         self._smc(list(found))
         return found

@@ -87,10 +87,10 @@ class Conditioned:
             self.__dict__.setdefault("log_evidence", log_evidence)
 
     def _cannot(self, verb: str) -> InputError:
-        able = [m for m in methods if m != self.method]
+        able = [name for name in serving(type(self.model)) if name != self.method]
         return InputError(
             f"method={self.method!r} on {type(self.model).__name__} does not give {verb!r}; other methods: "
-            f"{', '.join(sorted(able))}"
+            f"{', '.join(sorted(able)) or 'none'}"
         )
 
     def __repr__(self) -> str:

@@ -136,9 +136,10 @@ class SDE:
                 yield x
 
 
-def euler_nodes(start: float, times: Tensor, steps: int) -> Tensor:
-    """``(S, N steps + 1)``: ``steps`` equal intervals between consecutive times ``(S, N)``, the first from start."""
-    ends = torch.cat((torch.full_like(times[:, :1], start), times), 1)
+def euler_nodes(start: float | Tensor, times: Tensor, steps: int) -> Tensor:
+    """``(S, N steps + 1)``: ``steps`` equal intervals between consecutive times ``(S, N)``, the first from start, a
+    number or ``(S, 1)``."""
+    ends = torch.cat((torch.zeros_like(times[:, :1]) + start, times), 1)
     shares = torch.arange(1, steps + 1, dtype=times.dtype) / steps
     inner = ends[:, :-1, None] + ends.diff(dim=1)[..., None] * shares
     return torch.cat((ends[:, :1], inner.flatten(1)), 1)

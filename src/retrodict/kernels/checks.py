@@ -90,8 +90,8 @@ def check_covariance(matrix: Tensor, name: str = "covariance", tol: float = 1e-8
         )
 
 
-def check_stochastic(P: Tensor, name: str = "transition matrix", tol: float = 1e-8) -> None:
-    """Raise unless the rows of ``P (..., S, S')`` are probabilities."""
+def check_stochastic(P: Tensor, name: str = "transition matrix", tol: float = 1e-6) -> None:
+    """Raise unless the rows of ``P (..., S, S')`` are probabilities, to what is left of single precision."""
     value = P.detach().double()
     worst = float((value.sum(-1) - 1).abs().max())
     if not worst <= max(tol, _precision(P)) or float(value.min()) < 0:  # `not <=` catches NaN

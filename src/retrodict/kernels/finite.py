@@ -29,9 +29,8 @@ class Finite(Kernel):
         """From a stochastic matrix ``(..., S, S')``; rows that do not sum to one raise."""
         P = real_tensor(P, "transition matrix")
         check_stochastic(P)
-        if P.dtype != torch.float64:  # rows that sum to one in single precision do not yet in double
-            P = P.double() / P.double().sum(-1, keepdim=True)
-        return Finite(safe_log(P))
+        P = P.double()  # rows that sum to one in single precision do not yet in double
+        return Finite(safe_log(P / P.sum(-1, keepdim=True)))
 
     @property
     def domain(self) -> Space:

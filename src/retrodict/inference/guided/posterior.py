@@ -7,7 +7,7 @@ times, and what is asked for is read off the weighted paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -19,14 +19,17 @@ from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
 from retrodict.inference.deaths import dated
 from retrodict.inference.emissions import law_seen
+from retrodict.inference.forecasts import blanks, by_particles, read_off
 from retrodict.inference.guided.evidence import Evidence
 from retrodict.inference.guided.model import GuidedModel, Innovations
 from retrodict.inference.guided.steps import EulerGrid
 from retrodict.inference.models import as_prior
 from retrodict.inference.observed import Observed
+from retrodict.inference.particle import Bootstrap
 from retrodict.inference.posterior import Conditioned, register
 from retrodict.inference.results import Marginals, Paths
 from retrodict.inference.sde import SDE, euler_nodes
+from retrodict.kernels.euler import mv
 from retrodict.kernels.laws import Gaussian
 from retrodict.particles import Node, Run, smc
 from retrodict.particles.ancestry import Moments
@@ -121,6 +124,28 @@ class GuidedPosterior(Conditioned):
             smc(guided, self.particles, noise, resample=self.resample, threshold=self.threshold, observers=[moments])
         index = torch.tensor([guided.bounds.index(k) for k in self.at])
         return self._marginals(moments.mean[:, index], moments.cov[:, index], False, picked=True)
+
+    def forecast(self, times: Any, of: str = "state") -> Marginals:
+        noise, ends = KeyedNoise(self.seed, self.guided.series, name="forecast"), self.guided.ends
+        path, series = self._cloud.path(), torch.arange(self.guided.series)
+        last = path[-1] if ends is None else path[torch.tensor(ends), series]
+        cloud = last, self._cloud.run.log_w
+        if not isinstance(self.model, SDE):
+            return by_particles(self.model, self.data, Bootstrap, cloud, times, of, noise)
+        later = blanks(self.data, times)
+        emission = law_seen(self.model.observation, last[:1, 0].detach(), self.data)[0]
+        return read_off(later, emission, self._euler(later, last, noise), cloud[1], of)
+
+    def _euler(self, later: Observed, x: Tensor, noise: KeyedNoise) -> Iterator[Tensor]:
+        """States at the times of ``later``, from x at the first one, with as many steps between as in the data."""
+        steps = max((b - a for a, b in pairwise(self.guided.bounds)), default=DEFAULT_STEPS)
+        nodes = euler_nodes(later.times[:, :1], later.times[:, 1:], steps)
+        grid = EulerGrid(self.model.drift, self.model.diffusion, nodes, x.shape[-1], len(x))
+        yield x
+        for k in range(grid.n):
+            x = grid.mean(k, x) + mv(grid.root(k, x), noise.normal((x.shape[1], grid.r)).double())
+            if (k + 1) % steps == 0:
+                yield x
 
     def sample(self, n: int, seed: int = 0) -> Paths:
         """``n`` weighted paths at all nodes of the grid, with the innovations that drove them.

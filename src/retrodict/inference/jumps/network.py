@@ -14,7 +14,7 @@ equals its series one by one.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from retrodict.core.errors import require
 from retrodict.core.noise import Cells, KeyedNoise, Noise
 from retrodict.inference.deaths import dated
 from retrodict.inference.emissions import LinearEmission
+from retrodict.inference.forecasts import by_particles
 from retrodict.inference.jumps.reactions import ReactionNetwork, run_events
 from retrodict.inference.observed import Observed
 from retrodict.inference.particle_steps import seeded
@@ -183,6 +184,12 @@ class NetworkPosterior(Conditioned):
         mean = torch.einsum("sn,snkd->skd", w, path)
         centred = path - mean.unsqueeze(1)
         return self._marginals(mean, torch.einsum("sn,snkd,snke->skde", w, centred, centred))
+
+    def forecast(self, times: Any, of: str = "state") -> Marginals:
+        run = self._cloud[0]
+        noise = KeyedNoise(self.seed, self.fk.series, name="forecast")
+        make = partial(NetworkParticles, guided=False)
+        return by_particles(self.model, self.data, make, (run.x, run.log_w), times, of, noise)
 
     def sample(self, n: int, seed: int = 0) -> Paths:
         """``n`` weighted paths at the observations; the log of their mean weight estimates the log evidence."""
