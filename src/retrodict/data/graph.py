@@ -116,7 +116,10 @@ def graphs(
 def node_count(length: int) -> int:
     """N of ``N (N + 1)/2`` tokens."""
     nodes = (math.isqrt(8 * length + 1) - 1) // 2
-    require(nodes * (nodes + 1) == 2 * length, f"graphs of N nodes have N (N + 1)/2 tokens; got {length}")
+    require(
+        nodes >= 2 and nodes * (nodes + 1) == 2 * length,
+        f"graphs of N >= 2 nodes have N (N + 1)/2 tokens; got {length}",
+    )
     return nodes
 
 

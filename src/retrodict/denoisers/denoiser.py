@@ -56,6 +56,7 @@ class Denoiser(nn.Module):
         weighted: whether `increment` and `final` carry weights.
         timeless: whether equal states have equal beliefs whatever the time, so that a run may keep them.
         recipe: the plain values that rebuild it, where `fit` or `load` made it.
+        codec: what its tokens stand for (`retrodict.data.Codec`), where it was trained on text, categories or graphs.
         scale: a module whose ``inverse`` maps the model's units to the user's; None if they are the same.
     """
 
@@ -67,6 +68,7 @@ class Denoiser(nn.Module):
     timeless: Any = False
     scale: Any  # no class-level value: it would hide the submodule
     recipe: Any = None
+    codec: Any = None
 
     def __init__(
         self, process: Process, shape: tuple[int, ...] | None = None, conditions: dict[str, Any] | None = None
@@ -99,6 +101,12 @@ class Denoiser(nn.Module):
     def final(self, step: Step) -> Tensor:
         """Log weight of the last move, after which nothing is evaluated, ``(batch,)``."""
         return torch.zeros(step.x.shape[0], dtype=torch.float64, device=step.x.device)
+
+    def decode(self, tokens: Tensor) -> Any:
+        """What samples ``(n, length)`` stand for: texts, rows of categories, or graphs."""
+        if self.codec is None:
+            raise InputError("this denoiser knows no meaning of its tokens; those trained on text or categories do")
+        return self.codec.decode(tokens)
 
     def check_condition(self, condition: dict[str, Any]) -> None:
         """Raise unless every name in ``condition`` is declared."""

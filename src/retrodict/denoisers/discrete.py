@@ -129,15 +129,19 @@ class EmbeddedDenoiser(_OfNetwork):
         if not isinstance(process, GaussianPath) or not process.scalar or len(process.ends) == 2:
             raise InputTypeError(f"embeddings move on a scalar Gaussian path with one end, got {process!r}")
         table = torch.as_tensor(embeddings, dtype=torch.float32)
-        require(table.ndim == 2, f"embeddings have shape (vocabulary, d), got {tuple(table.shape)}")
+        good = table.ndim == 2 and len(table) >= 2 and bool(torch.isfinite(table).all())
+        require(good, f"embeddings are finite, (vocabulary, d) with at least 2 tokens; got {tuple(table.shape)}")
         shape = None if length is None else (length, table.shape[1])
         super().__init__(network, process, shape=shape, conditions=conditions)
         self.scale = Embedding(table)
 
+    def logits(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """Raw logits over the vocabulary ``(batch, L, vocabulary)``."""
+        return self.network(x, self._clock(t), **self._filled(x, condition))
+
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         table = self.scale.embeddings
-        logits = self.network(x, self._clock(batch_time(t, x)), **self._filled(x, condition))
-        log_p = torch.log_softmax(logits.double(), -1)
+        log_p = torch.log_softmax(self.logits(x, batch_time(t, x), **condition).double(), -1)
         mean = (log_p.exp() @ table.double()).to(x.dtype)
 
         def draw(noise: Noise) -> Tensor:

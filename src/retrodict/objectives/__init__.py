@@ -4,12 +4,13 @@ from retrodict.objectives.couplings import Coupling, couplings
 from retrodict.objectives.make import make_objective, objectives
 from retrodict.objectives.regression import Regression
 from retrodict.objectives.times import Importance, TimeLaw, time_laws
-from retrodict.objectives.tokens import ChainRegression, TokenRegression
+from retrodict.objectives.tokens import ChainRegression, EmbeddedRegression, TokenRegression
 from retrodict.objectives.weightings import Weighting, weightings
 
 __all__ = [
     "ChainRegression",
     "Coupling",
+    "EmbeddedRegression",
     "Importance",
     "Regression",
     "TimeLaw",

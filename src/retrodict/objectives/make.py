@@ -9,7 +9,7 @@ from retrodict.core.errors import InputError
 from retrodict.core.registry import Registry
 from retrodict.objectives.regression import Objective, Regression
 from retrodict.objectives.times import NoiseLogNormal
-from retrodict.objectives.tokens import ChainRegression, TokenRegression
+from retrodict.objectives.tokens import ChainRegression, EmbeddedRegression, TokenRegression
 from retrodict.processes import EDM, VE, Discrete, Process
 
 #: Objectives by name: each is called with the process and options.
@@ -29,7 +29,8 @@ def make_objective(name: str | Objective, process: Process, **options: Any) -> O
             * "tokens": the evidence bound of a discrete process in continuous time: the weighted cross-entropy of
               hidden tokens, the Poisson regression of counts (also "poisson");
             * "score-entropy": the same without its constant, as it is published for jump processes;
-            * "vlb": the bound of a chain of finitely many steps.
+            * "vlb": the bound of a chain of finitely many steps;
+            * "embedded": cross-entropy of tokens whose embeddings move on a Gaussian path.
         process: what the denoiser reverses.
         options: of the objective: ``weighting``, ``times``, ``coupling``, ``dropout``.
 
@@ -65,3 +66,4 @@ objectives.add("regression", value=Regression)
 objectives.add("tokens", "poisson", value=TokenRegression)
 objectives.add("score-entropy", value=partial(TokenRegression, constant=False))
 objectives.add("vlb", value=ChainRegression)
+objectives.add("embedded", value=EmbeddedRegression)

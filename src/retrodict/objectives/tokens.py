@@ -26,13 +26,13 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, require
 from retrodict.core.noise import GeneratorNoise
-from retrodict.denoisers import CountDenoiser, Denoiser, TokenDenoiser
+from retrodict.denoisers import CountDenoiser, Denoiser, EmbeddedDenoiser, TokenDenoiser
 from retrodict.kernels import Categorical
 from retrodict.kernels.laws import Point
 from retrodict.objectives.regression import Objective
 from retrodict.objectives.times import TimeLaw
-from retrodict.objectives.weightings import ELBO, Weighting
-from retrodict.processes import Blackout, Discrete, Process, TokenBridge
+from retrodict.objectives.weightings import ELBO, Level, Weighting
+from retrodict.processes import Blackout, Discrete, GaussianPath, Process, TokenBridge
 from retrodict.processes.discrete import divergence as jump_divergence
 from retrodict.processes.discrete import one_hot_law
 
@@ -143,6 +143,43 @@ class ChainRegression(_Discrete):
         believed = belief_of(denoiser, x_t, t, x1, self.drop(denoiser, condition, generator))
         error = step_divergence(process, believed, x0, x_t, t, s, x1).flatten(1).mean(1)
         return {"loss": self.steps * error.mean()}
+
+
+class EmbeddedRegression(Objective):
+    """Cross-entropy of tokens whose embeddings were noised on a Gaussian path, in nats a token, at even times.
+
+    Args:
+        process: a scalar Gaussian path with one end.
+        weighting: of levels, "uniform" by default; times, dropout: as in `Objective`.
+
+    Source: Dieleman et al. (2022), section 3.1.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        weighting: str | Weighting = "uniform",
+        times: str | TimeLaw = "stratified",
+        dropout: float | None = None,
+    ) -> None:
+        if not isinstance(process, GaussianPath):
+            raise InputError(f"embeddings move on a Gaussian path, got {type(process).__name__}")
+        super().__init__(process, weighting, times, dropout)
+        self.path = process
+
+    def __call__(
+        self, denoiser: Denoiser, batch: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        x0, _, condition = self.read(denoiser, batch)
+        if not isinstance(denoiser, EmbeddedDenoiser):
+            raise InputError(f"this objective is for tokens by their embeddings, got {type(denoiser).__name__}")
+        t = self.times.sample(len(x0), self.process, generator).to(x0.device)
+        y0 = denoiser.scale(x0)
+        z = GeneratorNoise(generator, len(x0), dtype=y0.dtype, device=x0.device).normal(y0.shape[1:])
+        x_t = self.path.corrupt(y0, t, z)
+        logits = denoiser.logits(x_t, t, **self.drop(denoiser, condition, generator)).float()
+        error = _cross_entropy(torch.log_softmax(logits, -1), x0).flatten(1).mean(1)
+        return self.over_time(t, error, self.weighting(Level(self.path, t, "data", 1.0)))
 
 
 # -- what is believed ---------------------------------------------------------------------------------------------

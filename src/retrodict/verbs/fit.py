@@ -44,6 +44,7 @@ def fit(
     predicts: str = "auto",
     objective: Any = "auto",
     objective_options: dict[str, Any] | None = None,
+    embeddings: Any = None,
     heldout: int | float | None = None,
     steps: int | None = None,
     out: str | Path | None = None,
@@ -63,10 +64,12 @@ def fit(
         conditions: ``{"label": y}``: integers are classes, reals are vectors. Named data sets bring theirs.
         scale: "auto" scales grey levels to [-1, 1] and standardises other reals; it is stored with the model.
         network: "auto", a name, or a `Network`; ``network_options`` go to a named one.
-        predicts: "auto" ("edm" preconditioning; a law over values for tokens, a mean for images of counts), or a
-            parameterisation of `retrodict.denoisers.Wrapped`; on a path
-            with two ends, the heads of `retrodict.denoisers.TwoEnded`: "ends" (auto) or "velocity-noise".
+        predicts: "auto" ("edm" preconditioning; a law over values for tokens, a mean for images that die out by
+            `Blackout`, which "law" changes), or a parameterisation of `retrodict.denoisers.Wrapped`; on a path with
+            two ends, the heads of `retrodict.denoisers.TwoEnded`: "ends" (auto) or "velocity-noise".
         objective: "auto", a name or a loss; ``objective_options`` go to a named one.
+        embeddings: ``(vocabulary, d)`` at unit scale: tokens on a Gaussian path, moved as their embeddings; see
+            `retrodict.denoisers.EmbeddedDenoiser`.
         heldout: share or number of samples to keep out of training.
         steps: optimiser steps (default 4,000).
         out: run folder; None keeps the run in memory.
@@ -79,11 +82,13 @@ def fit(
     _check_words(process, training)
     dataset = load_data(data, conditions=conditions, heldout=heldout, seed=seed)
     other = None if x1 is None else load_data(x1, heldout=heldout, seed=seed)
-    _check_ends(process, dataset, other)
+    table = _table(process, dataset, embeddings)
+    _check_ends(process, dataset, other, table is not None)
     scaler = make_scale(dataset, "none" if isinstance(process, Discrete) and scale == "auto" else scale)
     require(not isinstance(process, Discrete) or scaler.is_identity, "discrete states are not scaled: leave out scale=")
-    net = _network(process, dataset, network, network_options or {}, seed)
-    config = _config(process, dataset, other, net, scaler, predicts)
+    net = _network(process, dataset, network, network_options or {}, seed, predicts, table)
+    config = _config(process, dataset, other, net, scaler, predicts, table)
+    objective = "embedded" if table is not None and isinstance(objective, str) and objective == "auto" else objective
     options = {"steps": _DEFAULT_STEPS if steps is None else steps, "seed": seed, "pairing": pairing} | training
     config["training"] = options | {
         "objective": objective if isinstance(objective, str) else type(objective).__name__,
@@ -129,7 +134,22 @@ def _check_words(process: Process, training: dict[str, Any]) -> None:
             )
 
 
-def _check_ends(process: Process, data: Data, other: Data | None) -> None:
+def _table(process: Process, data: Data, embeddings: Any) -> Tensor | None:
+    """The embeddings, checked against the tokens."""
+    if embeddings is None:
+        return None
+    table = torch.as_tensor(embeddings, dtype=torch.float32)
+    require(data.layout == "tokens", f"embeddings are for tokens, and the data are {data.layout}")
+    require(process.state == "real", f"embeddings move on a Gaussian path, not on {type(process).__name__}")
+    high = int(data.x.max())
+    require(
+        table.ndim == 2 and len(table) > high,
+        f"embeddings have shape {tuple(table.shape)}; needed: (vocabulary, d) for tokens up to {high}",
+    )
+    return table
+
+
+def _check_ends(process: Process, data: Data, other: Data | None, embedded: bool = False) -> None:
     if (len(process.ends) == 2) != (other is not None):
         wanted = "needs x1=, the data of its other end" if other is None else "has one end; leave out x1"
         raise InputError(f"{type(process).__name__} {wanted}")
@@ -139,10 +159,11 @@ def _check_ends(process: Process, data: Data, other: Data | None) -> None:
             f"both ends have one shape; got {tuple(data.x.shape[1:])} and {tuple(other.x.shape[1:])}{hint}"
         )
     if not isinstance(process, Discrete):
-        if data.layout == "tokens":
-            raise InputError(f"{type(process).__name__} has {process.state} states and the data are tokens")
+        if data.layout == "tokens" and not embedded:
+            hint = "give embeddings=, or take a process on tokens"
+            raise InputError(f"{type(process).__name__} has {process.state} states and the data are tokens: {hint}")
         return
-    if process.state == "tokens" and data.layout != "tokens":
+    if process.state == "tokens" and data.layout not in ("tokens", "image"):
         raise InputError(f"{type(process).__name__} has tokens as states and the data are {data.layout}")
     process.check(whole(data.x), "the data")
     if other is not None:
@@ -157,7 +178,15 @@ def whole(x: Tensor) -> Tensor:
 # -- assembly -------------------------------------------------------------------------------------------------
 
 
-def _network(process: Process, data: Data, network: str | Network, options: dict[str, Any], seed: int) -> Network:
+def _network(
+    process: Process,
+    data: Data,
+    network: str | Network,
+    options: dict[str, Any],
+    seed: int,
+    predicts: str = "auto",
+    table: Tensor | None = None,
+) -> Network:
     if isinstance(network, Network):
         require(not options, "network_options go with a network by name")
         return network
@@ -169,9 +198,16 @@ def _network(process: Process, data: Data, network: str | Network, options: dict
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(process, Discrete) and data.layout == "tokens":
+        if table is not None:
+            network = "transformer" if network == "auto" else network
+            words: dict[str, Any] = {"out_channels": len(table)} | options
+            return make_network(network, (*shape, table.shape[1]), conditions=specs, layout="series", **words)
+        if isinstance(process, Discrete) and _learns_a_law(process, data, network, predicts):
             words = {"vocabulary": process.classes, "out_channels": process.vocabulary, "time": not process.timeless}
-            return make_network(network, shape, conditions=specs, layout="tokens", **(words | options))
+            if data.codec is not None and network in ("auto", data.codec.network):
+                network, words = data.codec.network, words | data.codec.network_options
+            layout = "tokens" if data.layout == "tokens" else "counts"
+            return make_network(network, shape, conditions=specs, layout=layout, **(words | options))
         ends = len(process.ends)
         channels = shape[0] if data.layout == "image" else shape[-1]
         return make_network(
@@ -179,13 +215,29 @@ def _network(process: Process, data: Data, network: str | Network, options: dict
         )
 
 
+def _learns_a_law(process: Discrete, data: Data, network: str, predicts: str) -> bool:
+    """Whether a network names values, rather than the mean of what died out of an image."""
+    require(predicts in ("auto", "law", "mean"), f"discrete states are learned as 'law' or 'mean'; got {predicts!r}")
+    if data.layout == "image" and process.state == "count":
+        return predicts == "law" or network == "count-unet"
+    require(predicts != "mean", "a mean is learned of images that die out by Blackout; leave out predicts=")
+    return True
+
+
 def _config(
-    process: Process, data: Data, other: Data | None, network: Network, scale: Scale, predicts: str
+    process: Process,
+    data: Data,
+    other: Data | None,
+    network: Network,
+    scale: Scale,
+    predicts: str,
+    table: Tensor | None = None,
 ) -> dict[str, Any]:
     """What decides the run, as plain values: equal configurations are the same run."""
-    std = 1.0 if isinstance(process, Discrete) else float(scale(data.x[:4096].float()).std())
-    if isinstance(process, Discrete):
-        predicts = "law" if data.layout == "tokens" else "mean"  # logits of a token network, or a real output
+    discrete = isinstance(process, Discrete) or table is not None
+    std = 1.0 if discrete else float(scale(data.x[:4096].float()).std())
+    if discrete:  # logits of a network that takes values, or a real output
+        predicts = "law" if data.layout == "tokens" or getattr(network, "vocabulary", None) else "mean"
     elif predicts == "auto":
         predicts = "edm" if len(process.ends) == 1 else "ends"
     return {
@@ -196,7 +248,13 @@ def _config(
         "classes": dict(data.classes),
         "data": {"name": data.name, "samples": len(data.x), "digest": _digest(data)}
         | ({} if other is None else {"x1": other.name, "x1_digest": _digest(other)}),
-    }
+    } | _meaning(data, table)
+
+
+def _meaning(data: Data, table: Tensor | None) -> dict[str, Any]:
+    """What tokens stand for, and where they lie, for those that have it."""
+    codec = {} if data.codec is None else {"codec": data.codec.config()}
+    return codec | ({} if table is None else {"embeddings": table.tolist()})
 
 
 def _digest(data: Data) -> str:
@@ -242,7 +300,11 @@ def _batches(
     process: Process, data: Data, other: Data | None, pairing: str, scale: Scale
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """``(named tensors of equal length, independent other end or None)`` in the model's units."""
-    units = (lambda x: x.long()) if isinstance(process, Discrete) else (lambda x: scale(x.float()))
+    units = (
+        (lambda x: x.long())
+        if isinstance(process, Discrete) or data.layout == "tokens"
+        else (lambda x: scale(x.float()))
+    )
     batches = {"x0": units(data.x), **data.conditions}
     if other is None:
         return batches, None

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
-from retrodict.data import Scale
-from retrodict.denoisers import CountDenoiser, Denoiser, TokenDenoiser, TwoEnded, Wrapped
+from retrodict.data import Scale, make_codec
+from retrodict.denoisers import CountDenoiser, Denoiser, EmbeddedDenoiser, TokenDenoiser, TwoEnded, Wrapped
 from retrodict.denoisers.networks import Network, networks
 from retrodict.processes import Discrete, from_config
 from retrodict.training import load_weights, save_weights
@@ -23,6 +23,8 @@ from retrodict.training.files import read_json, write_json
 
 #: The part of a run's configuration that rebuilds its denoiser.
 MODEL_KEYS = ("process", "network", "denoiser", "scale", "classes")
+#: Parts that only some have.
+OPTIONAL_KEYS = ("codec", "embeddings")
 
 
 def assemble(config: dict[str, Any]) -> Denoiser:
@@ -37,10 +39,14 @@ def assemble(config: dict[str, Any]) -> Denoiser:
     if isinstance(process, Discrete):
         head = CountDenoiser if config["denoiser"]["predicts"] == "mean" else TokenDenoiser
         denoiser: Denoiser = head(network, process, shape=shape, conditions=conditions)
+    elif "embeddings" in config:
+        path: Any = process
+        denoiser = EmbeddedDenoiser(network, path, config["embeddings"], length=shape[0], conditions=conditions)
     else:
         denoiser = _real(network, process, config["denoiser"], shape, conditions)
         denoiser.scale = Scale.from_config(config["scale"])
-    denoiser.recipe = {key: config[key] for key in MODEL_KEYS}
+    denoiser.codec = make_codec(config.get("codec"))
+    denoiser.recipe = {key: config[key] for key in (*MODEL_KEYS, *OPTIONAL_KEYS) if key in config}
     return denoiser
 
 

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
+from retrodict.data import Graphs
 from retrodict.denoisers.networks import Network, make_network, networks
+from retrodict.denoisers.networks.graph_transformer import IMPOSSIBLE
 
 TINY: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 16, "depth": 2},
     "unet": {"channels": [8, 16], "head_width": 8, "width": 16},
     "unet1d": {"channels": [8, 16], "head_width": 8, "width": 16},
     "transformer": {"hidden": 16, "depth": 2, "heads": 2},
+    "count-unet": {"channels": [8, 16], "head_width": 8, "width": 16, "features": 3},
+    "graph-transformer": {"hidden": 16, "pairs": 8, "depth": 2, "heads": 2},
 }
 CONDITIONS = {"label": 3, "pose": (2,)}
 #: kind, shape, further arguments, shape of the output
@@ -33,6 +37,9 @@ CASES = [
     ("transformer", (11, 2), {"patch": 4}, (11, 2)),
     ("transformer", (6,), {"vocabulary": 5, "out_channels": 4, "patch": 1}, (6, 4)),
     ("transformer", (6,), {"vocabulary": 5, "patch": 3}, (6, 5)),
+    ("count-unet", (1, 4, 4), {"vocabulary": 6, "out_channels": 5}, (1, 4, 4, 5)),
+    ("count-unet", (2, 3, 5), {"vocabulary": 4}, (2, 3, 5, 4)),
+    ("graph-transformer", (10,), {"vocabulary": 6, "node_types": 2, "edge_types": 3}, (10, 5)),
 ]
 IDS = [f"{kind}-{'x'.join(map(str, shape))}" for kind, shape, _, _ in CASES]
 one_of_each = pytest.mark.parametrize("case", [CASES[i] for i in (0, 4, 6, 8, 11)], ids=lambda c: c[0] + str(len(c[1])))
@@ -49,6 +56,11 @@ def build(case: tuple, dtype: torch.dtype = torch.float32, awake: bool = True, *
             for parameter in network.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return network
+
+
+def possible(y: Tensor) -> Tensor:
+    """The entries that are not impossible logits."""
+    return y[y != IMPOSSIBLE]
 
 
 def inputs(case: tuple, batch: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -75,7 +87,7 @@ def test_output_has_the_shape_and_dtype_asked_for(case):
 @every
 def test_a_new_network_is_zero_and_a_config_rebuilds_a_trained_one(case):
     x, t, c = inputs(case)
-    assert (build(case, awake=False)(x, t, **c) == 0).all()
+    assert (possible(build(case, awake=False)(x, t, **c)) == 0).all()
     network = build(case)
     again = networks[network.name](**json.loads(json.dumps(network.config)))
     again.load_state_dict(network.state_dict())
@@ -98,7 +110,7 @@ def test_time_label_and_vector_each_change_the_output_and_so_does_their_null(cas
     assert (moved(pose=torch.full((4, 2), torch.nan))[:3] > 1e-4).all()
     assert (moved(pose=torch.full((4, 2), torch.nan))[3] == 0).all()
     assert (moved(pose=c["pose"] + 0.1)[:3] > 1e-4).all()
-    assert not network(x, t, **(c | {"pose": torch.tensor([[torch.nan, 1.0]] * 4)})).isfinite().any()
+    assert not possible(network(x, t, **(c | {"pose": torch.tensor([[torch.nan, 1.0]] * 4)}))).isfinite().any()
 
 
 @every
@@ -210,7 +222,13 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize(
     ("shape", "vocabulary", "name"),
-    [((4,), None, "mlp"), ((9, 2), None, "unet1d"), ((1, 8, 8), None, "unet"), ((9,), 3, "transformer")],
+    [
+        ((4,), None, "mlp"),
+        ((9, 2), None, "unet1d"),
+        ((1, 8, 8), None, "unet"),
+        ((9,), 3, "transformer"),
+        ((1, 8, 8), 3, "count-unet"),
+    ],
 )
 def test_auto_chooses_by_the_layout(shape, vocabulary, name):
     assert make_network("auto", shape, vocabulary=vocabulary).name == name
@@ -239,6 +257,53 @@ def test_bad_calls_name_what_was_given_and_what_to_do():
     ]:
         with pytest.raises(InputTypeError, match=message):
             bad()
+
+
+@pytest.mark.parametrize("bias", [None, 0.7])
+def test_graphs_may_be_renumbered(bias):
+    """Renumbered nodes give renumbered logits, to rounding; and an edge is heard by the nodes that it joins."""
+    case = CASES[-1]
+    network = build(case, torch.float64)
+    x, t, c = inputs(case, dtype=torch.float64)
+    codec = Graphs(4, 2, 3)
+    order = torch.tensor([2, 0, 3, 1])
+    i, j = torch.triu_indices(4, 4, 1).unbind()
+    number = torch.zeros(4, 4, dtype=torch.long)
+    number[i, j] = number[j, i] = torch.arange(6) + 4
+    place = torch.cat([order, number[order[i], order[j]]])
+    nodes, edges = torch.tensor([[0, 1, 1, 0]] * 4), torch.randint(0, 3, (4, 4, 4)).triu(1)
+    clean = codec.encode((nodes, edges + edges.mT))
+    moved = codec.encode((nodes[:, order], (edges + edges.mT)[:, order][:, :, order]))
+    assert torch.equal(clean[:, place], moved)
+    if bias is not None:
+        with torch.no_grad():
+            network.loop.fill_(bias)
+    y = network(x, t, **c)
+    torch.testing.assert_close(network(x[:, place], t, **c), y[:, place], rtol=1e-10, atol=1e-10)
+    other = x.clone()
+    other[:, 4] = (x[:, 4] + 1) % 6  # the pair (0, 1)
+    change = (network(other, t, **c) - y).abs().sum(-1)
+    assert (change > 1e-6).all()  # by all, though the nodes of a sample may be equal
+    assert (y.argmax(-1)[:, :4] < 2).all() and (y.argmax(-1)[:, 4:] >= 2).all()
+
+
+def test_bad_values_of_images_and_graphs_are_refused():
+    for case in CASES[-3:]:
+        network = build(case)
+        x, t, c = inputs(case)
+        with pytest.raises(InputError, match="out of range; accepted: 0 to"):
+            network(x + 3, t, **c)
+        with pytest.raises(InputTypeError, match="int64 values"):
+            network(x.float(), t, **c)
+    graph = {"vocabulary": 6, "node_types": 2, "edge_types": 3}
+    for shape, more, message in [
+        ((9,), {}, "got 9"),
+        ((10,), {"vocabulary": 4}, "below the 5 values"),
+        ((10,), {"out_channels": 6}, r"2 \+ 3 clean values"),
+        ((10,), {"hidden": 15}, "hidden=15|width 15"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make_network("graph-transformer", shape, **(graph | more))
 
 
 def test_bad_tokens_are_refused():

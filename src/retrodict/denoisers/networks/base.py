@@ -138,6 +138,24 @@ def check_specs(conditions: Mapping[str, Spec | list[int]]) -> dict[str, Spec]:
     return specs
 
 
+def look_up(tokens: Tensor, table: Tensor) -> Tensor:
+    """Rows of ``table (vocabulary, width)`` for int64 tokens, whose range the look-up itself checks on the CPU."""
+    try:
+        return nn.functional.embedding(tokens, table)
+    except IndexError as error:  # an accelerator would have to stall to tell
+        raise InputError(f"x has tokens out of range; accepted: 0 to {len(table) - 1}") from error
+
+
+def check_whole(x: Tensor, shape: tuple[int, ...], vocabulary: int) -> Tensor:
+    """``x`` if it holds int64 values of that shape, else an error."""
+    if tuple(x.shape[1:]) != shape or x.dtype != torch.int64:
+        raise InputTypeError(
+            f"x has shape {tuple(x.shape)} and dtype {x.dtype}; accepted: int64 values 0 to {vocabulary - 1} of "
+            f"shape {('batch', *shape)}"
+        )
+    return x
+
+
 def zero(layer: nn.Module) -> nn.Module:
     """The same layer with all parameters zero: a network, or a residual block, that starts at zero."""
     for parameter in layer.parameters():

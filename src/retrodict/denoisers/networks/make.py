@@ -11,7 +11,13 @@ from retrodict.denoisers.networks.base import Network, networks
 from retrodict.denoisers.networks.embedding import Spec
 
 #: layout -> (length of the shape, network chosen by "auto")
-LAYOUTS = {"vector": (1, "mlp"), "series": (2, "unet1d"), "image": (3, "unet"), "tokens": (1, "transformer")}
+LAYOUTS = {
+    "vector": (1, "mlp"),
+    "series": (2, "unet1d"),
+    "image": (3, "unet"),
+    "tokens": (1, "transformer"),
+    "counts": (3, "count-unet"),
+}
 
 
 def make_network(
@@ -29,12 +35,13 @@ def make_network(
 
     Args:
         kind: a name in `networks`, or "auto": "mlp" for vectors, "unet" for images, "unet1d" for series,
-            "transformer" for tokens.
+            "transformer" for tokens, "count-unet" for images of whole numbers.
         shape: of one sample: ``(d,)``, ``(time, channel)``, ``(channel, height, width)``, or ``(length,)``.
         out_channels: channels of the output (logits for tokens); None for as many as the input.
         conditions: name -> number of classes, or shape of a real vector; see `Network`.
-        layout: "vector", "series", "image" or "tokens"; None reads it from the shape and ``vocabulary``.
-        vocabulary: number of token values, a mask token included; for tokens only.
+        layout: "vector", "series", "image", "tokens" or "counts" (images of whole numbers); None reads it from the
+            shape and ``vocabulary``.
+        vocabulary: number of values, a mask included; for tokens and counts only.
         time: False for a network without a time input.
         options: of the network's class, such as ``hidden=`` or ``channels=``.
 
@@ -43,19 +50,20 @@ def make_network(
             the layout.
     """
     if layout is None:
-        layout = "tokens" if vocabulary is not None else {1: "vector", 2: "series"}.get(len(shape), "image")
+        whole = {3: "counts"}.get(len(shape), "tokens")
+        layout = whole if vocabulary is not None else {1: "vector", 2: "series"}.get(len(shape), "image")
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.{near(layout, LAYOUTS)}")
     axes, best = LAYOUTS[layout]
     require(len(shape) == axes, f"shape {tuple(shape)} has {len(shape)} axes; layout {layout!r} has {axes}")
     require(
-        (vocabulary is not None) == (layout == "tokens"),
-        "vocabulary= goes with layout 'tokens', and only with it",
+        (vocabulary is not None) == (layout in ("tokens", "counts")),
+        "vocabulary= goes with layout 'tokens' or 'counts', and only with them",
     )
     cls = networks[best if kind == "auto" else kind]
     known = list(inspect.signature(cls).parameters)
     if vocabulary is not None:
-        require("vocabulary" in known, f"network {cls.name!r} takes no tokens; accepted for tokens: 'transformer'")
+        require("vocabulary" in known, f"network {cls.name!r} takes no {layout}; accepted: {best!r}")
         options["vocabulary"] = vocabulary
     for name in options:
         if name not in known:

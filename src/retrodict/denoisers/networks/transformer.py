@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from retrodict.core.errors import InputError, InputTypeError, require
 from retrodict.denoisers.networks.attention import Attention
-from retrodict.denoisers.networks.base import Network, check_count, check_share, networks, zero
+from retrodict.denoisers.networks.base import Network, check_count, check_share, look_up, networks, zero
 from retrodict.denoisers.networks.embedding import Spec
 
 
@@ -113,13 +113,7 @@ class Transformer(Network):
         # A token picks the column of the same matrix that its one-hot vector would multiply.
         tables = self.enter.weight.T.unflatten(0, (self.patch, -1))
         groups = x.unflatten(1, (-1, self.patch)).unbind(2)
-        return sum((self.look_up(tokens, table) for tokens, table in zip(groups, tables)), self.enter.bias)
-
-    def look_up(self, tokens: Tensor, table: Tensor) -> Tensor:
-        try:
-            return F.embedding(tokens, table)
-        except IndexError as error:  # raised on the CPU; an accelerator would have to stall to tell
-            raise InputError(f"x has tokens out of range; accepted: 0 to {len(table) - 1}") from error
+        return sum((look_up(tokens, table) for tokens, table in zip(groups, tables)), self.enter.bias)
 
     def to_patches(self, x: Tensor) -> Tensor:
         """``(batch, *space, channel)`` to ``(batch, patches, patch^dims * channel)``."""
