@@ -262,8 +262,9 @@ def _of_solver(name: str, options: dict[str, Any]) -> Sampler:
 
 def _of_plan(plan: Plan) -> Sampler:
     title = str(plan.meta.get("solver", "plan"))
-    if plan.meta.get("generated") and plan.meta["grid"]["name"] != "times":
-        return PlanSampler(title, lambda n: plan if n == plan.steps else regrid(plan, plan.meta["grid"], n))
+    grid = plan.meta.get("grid")
+    if plan.meta.get("generated") and not (isinstance(grid, dict) and grid["name"] == "times"):
+        return PlanSampler(title, lambda n: plan if n == plan.steps else regrid(plan, grid, n))
     return PlanSampler(title, lambda n: plan, fixed=plan.steps)
 
 
