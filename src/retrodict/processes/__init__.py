@@ -5,6 +5,7 @@ from retrodict.processes.discrete import Discrete, Jumps
 from retrodict.processes.gaussian import GaussianPath
 from retrodict.processes.interpolant import Interpolant
 from retrodict.processes.jumps import FiniteJump, Uniform, birth_death
+from retrodict.processes.mean_reverting import MeanReverting
 from retrodict.processes.named import DDPM, EDM, VE, VP, RectifiedFlow, SubVP
 from retrodict.processes.process import Process, from_config, processes
 from retrodict.processes.quantised import Quantised
@@ -22,6 +23,7 @@ __all__ = [
     "Interpolant",
     "Jumps",
     "Masked",
+    "MeanReverting",
     "Process",
     "Quantised",
     "RectifiedFlow",

@@ -35,6 +35,7 @@ class Builder:
         self._level_of: dict[int, int] = {0: 0}  # level of each state register
         self._node: dict[int, tuple[int, int]] = {}  # evaluation -> (state register, level)
         self._registers, self._noises = 1, 0
+        self._velocities: set[int] = set()  # registers that hold predictions rather than states
         self._cached: dict[str, Any] = {}  # arrays over the levels, until levels are added
 
     # -- emitting -------------------------------------------------------------------------------------------
@@ -61,6 +62,7 @@ class Builder:
         predictions: Mapping[int, float] | None = None,
         kind: str = "data",
         d1: Mapping[int, float] | None = None,
+        velocity: bool = False,
     ) -> int:
         """Emit a state at ``level``; returns its register.
 
@@ -68,6 +70,7 @@ class Builder:
             x, d: coefficients of states and of denoiser outputs; z: of one fresh normal.
             predictions: coefficients of predictions ``kind``, converted to states and outputs.
             d1: coefficients of the second end; None works them out for a row that is linear in ``x - B x1``.
+            velocity: whether the row is a combination of predictions, in which no end of the path is left.
         """
         xs, ds = dict(x or {}), dict(d or {})
         for k, w in (predictions or {}).items():
@@ -76,7 +79,9 @@ class Builder:
         if z > 0:
             noise, self._noises = {self._noises: float(z)}, self._noises + 1
         register, self._registers = self._registers, self._registers + 1
-        ends = self._second_end(level, xs, ds) if d1 is None else _clean(d1)
+        if velocity:
+            self._velocities.add(register)
+        ends = self._second_end(0.0 if velocity else None, level, xs, ds) if d1 is None else _clean(d1)
         self.code.append(Row(register, _clean(xs), _clean(ds), ends, noise, float(self.levels.t[level])))
         self._level_of[register] = level
         return register
@@ -133,12 +138,15 @@ class Builder:
             xs[x] = xs.get(x, 0.0) + w * p_x[level]
         ds[k] = ds.get(k, 0.0) + w * p_d[level]
 
-    def _second_end(self, level: int, xs: Mapping[int, float], ds: Mapping[int, float]) -> dict[int, float]:
+    def _second_end(
+        self, held: float | None, level: int, xs: Mapping[int, float], ds: Mapping[int, float]
+    ) -> dict[int, float]:
         """Coefficient of the second end: rows are linear in x - B x1, so x1 enters with B_t - sum a_r B_r."""
         if len(self.process.ends) == 1 or not self._node:
             return {}
         beta = self.betas
-        shift = beta[level] - sum(a * beta[self._level_of[r]] for r, a in xs.items())
+        target = beta[level] if held is None else held
+        shift = target - sum(a * beta[self._level_of[r]] for r, a in xs.items() if r not in self._velocities)
         return {max(ds, default=len(self._node) - 1): float(shift)} if shift != 0 else {}
 
     # -- the path over the levels ---------------------------------------------------------------------------

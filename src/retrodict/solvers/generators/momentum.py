@@ -64,7 +64,9 @@ def hb(b: Builder, order: int = 4, beta: float = 0.8, kind: str = "noise", weigh
         mass = float(w.sum())
         share = 1.0 if velocity is None else beta
         combined = {q: share * c / mass for (q, _), c in zip(ks, w)}
-        velocity = b.row(i, {} if velocity is None else {velocity: 1 - beta}, predictions=combined, kind=kind)
+        velocity = b.row(
+            i, {} if velocity is None else {velocity: 1 - beta}, predictions=combined, kind=kind, velocity=True
+        )
         x = b.row(i + 1, {x: a, velocity: mass})
     return x
 
@@ -93,7 +95,7 @@ def ghvb(b: Builder, order: int = 4, beta: float = 0.8, weights: str = "uniform"
             continue
         rho, alpha = b.levels.coordinate("rho"), b.levels.alpha
         share = beta if velocities else 1.0
-        velocity = b.row(i, {v: 1 - beta for v in velocities[:1]}, predictions={k: share}, kind="noise")
+        velocity = b.row(i, {v: 1 - beta for v in velocities[:1]}, predictions={k: share}, kind="noise", velocity=True)
         velocities = [velocity, *velocities][:order]
         nodes.append(i)
         old = (1 - beta) * shares[0] if shares else np.zeros(0)
