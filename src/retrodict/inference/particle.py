@@ -24,6 +24,7 @@ from torch import Tensor
 
 from retrodict.core.noise import Noise
 from retrodict.inference.emissions import LawEmission
+from retrodict.inference.linearise import taylor_potential
 from retrodict.inference.particle_programs import Program, program
 from retrodict.inference.particle_steps import Step, log_normal, normal_at, seeded, steps_of
 from retrodict.inference.problem import Problem
@@ -168,7 +169,7 @@ class Guided(Bootstrap):
         ``log of the integral of ghat`` + log g - log ghat.  Mean ``(S, P|1, d)``, root ``(S, P|1, d, r)``, innovations
         ``z (S, P, r)``.
         """
-        bend = self._bend(k, mean, root)
+        bend = self.bend(k, mean, root)
         y, log_kh = bend.doob(mean.unsqueeze(-2), z.double().unsqueeze(-2))
         y = y.squeeze(-2)
         return y, log_kh.squeeze(-1) + self.log_g(k, y) - bend(y)
@@ -184,11 +185,11 @@ class Guided(Bootstrap):
         return self.still(k, x.unsqueeze(1), y.unsqueeze(1), self._weight(k, mean, root, y.unsqueeze(1)))[1].squeeze(1)
 
     def _weight(self, k: int, mean: Tensor, root: Tensor, y: Tensor) -> Tensor:
-        bend = self._bend(k, mean, root)
+        bend = self.bend(k, mean, root)
         still = torch.zeros(*mean.shape[:-1], 1, root.shape[-1], dtype=torch.float64, device=mean.device)
         return bend.doob(mean.unsqueeze(-2), still)[1].squeeze(-1) + self.log_g(k, y) - bend(y)
 
-    def _bend(self, k: int, mean: Tensor, root: Tensor) -> _Bend:
+    def bend(self, k: int, mean: Tensor, root: Tensor) -> _Bend:
         at = mean
         for _ in range(self.iterations):
             bent = _Bend(*self._expand(k, at), root)
@@ -198,28 +199,7 @@ class Guided(Bootstrap):
 
     def _expand(self, k: int, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(H, F, c)`` of the second-order expansion of log g_k at ``at (S, P, d)``, with H made semi-definite."""
-        with torch.enable_grad():
-            x = at.detach().requires_grad_()
-            value = self.log_g(k, x)
-            if not value.requires_grad:  # nothing seen after all, or a likelihood that is flat
-                return torch.zeros(*x.shape, x.shape[-1], dtype=x.dtype), torch.zeros_like(x), value
-            (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-            rows = [
-                torch.autograd.grad(gradient[..., i].sum(), x, retain_graph=True)[0]
-                if gradient.requires_grad
-                else torch.zeros_like(x)
-                for i in range(x.shape[-1])
-            ]
-        H = -torch.stack(rows, -2)
-        H = 0.5 * (H + H.mT)
-        if H.shape[-1] == 1:
-            H = H.clamp_min(0)
-        else:
-            values, vectors = torch.linalg.eigh(H)
-            H = vectors @ (values.clamp_min(0).unsqueeze(-1) * vectors.mT)
-        g, v = gradient.detach(), value.detach()
-        Hx = (H @ at.unsqueeze(-1)).squeeze(-1)
-        return H, g + Hx, v - dot(g, at) - 0.5 * dot(at, Hx)
+        return taylor_potential(lambda x: self.log_g(k, x), at.detach())
 
 
 class _Bend:

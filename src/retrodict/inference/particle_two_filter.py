@@ -9,7 +9,9 @@ inverse of the linearised transition at gamma_k, bent by the observation at node
 
     gamma_k(x_k) m(x_k, x_{k+1}) g_k(x_k) / (gamma_{k+1}(x_{k+1}) q(x_k)),
 
-so any gamma is right and a good one has even weights.  Meeting at node k, backward particles get the weight
+so any gamma is right and a good one has even weights.  Half of the particles are drawn without the bend and all are
+weighed against the mixture of both proposals (Veach and Guibas 1995), which bounds the weights where the expansion of
+an observation sees one mode of several.  Meeting at node k, backward particles get the weight
 ``sum_i W_{k-1}^i m(x_{k-1}^i, x_k) / gamma_k(x_k)``: O(N^2).
 """
 
@@ -57,7 +59,7 @@ class Backward(FeynmanKac):
 
     def start(self, particles: int, noise: Noise) -> tuple[Tensor, Tensor]:
         mean, root = self.gamma[self.n]
-        return self.forward.bent(self.n, mean, root, noise.normal((particles, root.shape[-1])))
+        return self._proposed(self.n, mean, root, noise.normal((particles, root.shape[-1])))
 
     def draw(self, moves: int, particles: int, noise: Noise) -> Iterable[Any]:
         return noise.normal((moves, particles, self.gamma[0][0].shape[-1])).unbind(1)
@@ -65,9 +67,19 @@ class Backward(FeynmanKac):
     def move(self, k: int, x: Tensor, z: Any) -> tuple[Tensor, Tensor]:
         k = self.n - k  # the node that is drawn, from node k + 1
         mean, root = self._inverse(k, x)
-        y, log_w = self.forward.bent(k, mean, root, z)
+        y, log_w = self._proposed(k, mean, root, z)
         ratio = self.log_gamma(k, y) + self.forward.log_transition(k + 1, y, x) - self.log_gamma(k + 1, x)
         return y, log_w + ratio - _log_normal(y - mean, root)
+
+    def _proposed(self, k: int, mean: Tensor, root: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws ``(S, P, d)`` from N(mean, root root'), every other one bent by g_k, and log N g_k over the mixture."""
+        bend = self.forward.bend(k, mean, root)
+        bent, log_kh = bend.doob(mean.unsqueeze(-2), z.double().unsqueeze(-2))
+        even = torch.arange(z.shape[1], device=z.device) % 2 == 0
+        y = torch.where(even.unsqueeze(-1), bent.squeeze(-2), mean + mv(root, z.double()))
+        share = even.double().mean()
+        odds = (bend(y) - log_kh.squeeze(-1)) + share.log()  # the density of a bent draw relative to N, times its share
+        return y, self.forward.log_g(k, y) - torch.logaddexp(odds, torch.log1p(-share))
 
     def _inverse(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bayes' inverse at gamma_k of the transition to node k+1, linearised at gamma's mean: mean and root."""
