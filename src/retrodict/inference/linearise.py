@@ -71,7 +71,7 @@ def taylor_potential(log_g: Callable[[Tensor], Tensor], m: Tensor) -> Line:
     Args:
         log_g: ``x (..., d) -> (...)``, each state by itself.
     """
-    beyond = log_g(m).requires_grad  # does it lead to parameters, and not only to x?
+    beyond = torch.is_grad_enabled() and log_g(m).requires_grad  # does it lead to parameters, and not only to x?
     with torch.enable_grad():
         x = m if m.requires_grad else m.detach().clone().requires_grad_()
         value = log_g(x)

@@ -49,5 +49,6 @@ class Precise:
 
 def precise(f: Any) -> Any:
     """``f`` for states of any precision, if it is a function; anything else as it is."""
-    wrap = callable(f) and not isinstance(f, (Precise, Tensor))
-    return Precise(f) if wrap else f
+    if isinstance(f, (Precise, Tensor)) or not callable(f):
+        return f
+    return Precise(f)

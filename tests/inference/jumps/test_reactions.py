@@ -86,15 +86,16 @@ def test_mass_action_counts_the_ways_to_choose():
     assert network.changes.tolist() == [[-2.0, -1.0, 3.0]]
 
 
-@pytest.mark.parametrize(("method", "noise"), [("guided", 1.0), ("bootstrap", 1.0), ("guided", 0.3)])
+@pytest.mark.parametrize(("method", "noise"), [("guided", 1.0), ("bootstrap", 1.0), ("guided", 0.5), ("guided", 0.3)])
 def test_the_evidence_of_predators_and_prey_is_unbiased(method, noise):
-    """E[Z_hat] = Z: forty independent runs of 150 particles, with a missing coordinate, against the sum over a box.
+    """E[Z_hat] = Z: 200 independent runs of 150 particles, with a missing coordinate, against the sum over a box.
 
-    Within 3.5 standard errors (false-alarm rate 5e-4 each)."""
+    Within 3 standard errors (false-alarm rate 3e-3 each); 2,000 runs of 1,000 particles gave 1.0012 +- .0027 at
+    noise .5.  The right tail is long: of few runs of few particles most lie below, and so do their mean and spread."""
     exact = float(condition_model(lotka_volterra(), seen(noise), "exact", {"upper": 50}).log_evidence)
-    post = condition_model(lotka_volterra(), seen(noise, 40), method, {"particles": 150})
+    post = condition_model(lotka_volterra(), seen(noise, 200), method, {"particles": 150})
     ratio = (post.log_evidence - exact).exp()
-    assert abs(float(ratio.mean()) - 1) < 3.5 * float(ratio.std()) / 40**0.5
+    assert abs(float(ratio.mean()) - 1) < 3 * float(ratio.std()) / 200**0.5
     assert float(ratio.std()) < 1
 
 
