@@ -68,6 +68,8 @@ PATHWISE: list[tuple[str, dict[str, Any], float]] = [
     ("velocity-ab", {}, 2.00),
     ("adams", {"order": 2, "kind": "velocity", "corrector": True}, 3.00),
     ("adams", {"order": 2, "kind": "flow", "corrector": True}, 3.00),
+    ("dpm-solver-v3", {"corrector": False}, 2.01),
+    ("dpm-solver-v3", {"order": 3, "corrector": False}, 3.00),
     ("hb", {"order": 2}, 1.01),
     ("hb", {"order": 2, "kind": "data", "weights": "midpoint"}, 0.98),
     ("ghvb", {"order": 2}, 2.00),

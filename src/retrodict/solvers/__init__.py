@@ -10,6 +10,8 @@ from retrodict.solvers.plan import Plan
 from retrodict.solvers.registry import Solver, alias, solver, solvers
 from retrodict.solvers.remask import Remask
 from retrodict.solvers.starts import Start, select_start
+from retrodict.solvers.statistics import Statistics
+from retrodict.solvers.statistics import measure as statistics
 from retrodict.solvers.time_shift import time_shifted
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Remask",
     "Solver",
     "Start",
+    "Statistics",
     "adaptive",
     "alias",
     "generators",
@@ -29,5 +32,6 @@ __all__ = [
     "select_start",
     "solver",
     "solvers",
+    "statistics",
     "time_shifted",
 ]

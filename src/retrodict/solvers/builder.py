@@ -35,6 +35,7 @@ class Builder:
         self._level_of: dict[int, int] = {0: 0}  # level of each state register
         self._node: dict[int, tuple[int, int]] = {}  # evaluation -> (state register, level)
         self._registers, self._noises = 1, 0
+        self._outputs: dict[int, int] = {}  # registers that hold evaluations
         self._velocities: set[int] = set()  # registers that hold predictions rather than states
         self._cached: dict[str, Any] = {}  # arrays over the levels, until levels are added
 
@@ -95,6 +96,18 @@ class Builder:
         self.code.append(Call(register, name, x, k, t, s, options, more))
         self._level_of[register] = target
         return register
+
+    def affine(self, level: int, x: Mapping[int, Any], d: Mapping[int, Any], constant: Any) -> int:
+        """Emit a state at ``level`` whose coefficients are arrays over a sample's elements, or which has a constant:
+        a row of the general runtime."""
+        for k in d:
+            if k not in self._outputs:
+                self._outputs[k] = self.row(self._node[k][1], d={k: 1.0}, velocity=True)
+        registers = [*x, *(self._outputs[k] for k in d)]
+        plain = [np.asarray(v, dtype=np.float64).tolist() for v in [*x.values(), *d.values(), constant]]
+        source = self._level_of[registers[0]]
+        words = {"coefficients": plain[:-1], "constant": plain[-1]}
+        return self.call("affine", registers[0], max(d), source, level, tuple(registers[1:]), **words)
 
     def frozen(self, x: int, k: int, s: int, t: int, retention: float = 1.0) -> int:
         """The first-order row from level s to t: the clean end is held at D_k, and of the noise in the state the share

@@ -204,6 +204,8 @@ class _Machine:
         effective = ess(log_w)
         self.result.ess.append(effective)
         poor = effective < population.threshold * self.size
+        if population.threshold == 1:  # always, equal weights too
+            poor = torch.ones_like(poor)
         if not bool(poor.any()):
             return
         picks = resample_indices(population.resample, log_w, self.shared)
@@ -291,3 +293,21 @@ def _langevin(
     size = 2 * call.options["damping"] * (call.options["snr"] * norms[0] / norms[1]) ** 2
     size = size.reshape(-1, *(1,) * (x.ndim - 1)) * denoiser.temperature
     return x + size * score + (2 * size).sqrt() * z
+
+
+@calls.register("affine")
+def _affine(
+    denoiser: Denoiser,
+    x: Tensor,
+    belief: Belief,
+    call: Call,
+    noise: Noise,
+    condition: Mapping[str, Any],
+    *more: Tensor,
+) -> Tensor:
+    """A combination of registers with coefficients for each element, and a constant."""
+    values = [x, *more]
+    out = torch.as_tensor(call.options["constant"], dtype=torch.float64).to(x).expand_as(x).clone()
+    for coefficient, value in zip(call.options["coefficients"], values):
+        out.addcmul_(value, torch.as_tensor(coefficient, dtype=torch.float64).to(x))
+    return out

@@ -12,4 +12,5 @@ from retrodict.solvers.generators import (  # noqa: F401
     runge_kutta,
     singlestep,
     two_ended,
+    v3,
 )
