@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -127,7 +129,7 @@ def ring_errors(table, times, law):
     pairs = torch.cartesian_prod(torch.arange(8), torch.arange(8))
     now = torch.full((64,), 1 / 64).double()
     denoiser = Ring(rd.Uniform(8), law, table)
-    for t, s in zip(times[:-1], times[1:]):
+    for t, s in itertools.pairwise(times):
         p = denoiser.belief(pairs, t).law.log_p.exp()
         q = torch.eye(8).double() if s == 0 else table(s)
         step = (p[:, 0] @ q)[:, :, None] * (p[:, 1] @ q)[:, None, :]
