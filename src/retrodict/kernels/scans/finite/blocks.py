@@ -17,6 +17,9 @@ from retrodict.kernels.scans.finite.loop import EVERY
 from retrodict.kernels.scans.finite.parallel import normalised_rows, weighted
 from retrodict.kernels.scans.scan import Element
 
+_LEVELS = 4  # of a tree of products between divisions: EVERY steps
+_SAFE = 1e-100
+
 
 class _Blocks:
     """Steps 1..n cut into blocks of ``length``; the last one is filled up with steps that change nothing."""
@@ -84,6 +87,32 @@ def forward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
         alpha.append(cut.join(found))
     whole = torch.cat(alpha, 1)
     return whole / whole.sum(-1, keepdim=True), log_evidence
+
+
+def evidence(chain: FiniteChain) -> Tensor:
+    """The log evidence ``(S,)`` alone: matrices of neighbouring steps multiplied in a tree, and no node filled in.
+
+    -inf or NaN where something may have been lost to underflow.
+    """
+    g, top = chain.scaled()
+    M, total, level = chain.P * g[:, 1:].unsqueeze(-2), top.sum(1), 0
+    while M.shape[1]:
+        last = M.shape[1] == 1
+        if last or level % _LEVELS == _LEVELS - 1:
+            scale = M.amax((-2, -1))
+            # what underflowed beside an entry of this size is far below its rounding
+            scale = torch.where(scale > _SAFE, scale, torch.zeros_like(scale))
+            M, total = M / scale[..., None, None], total + scale.log().sum(1)
+        if last:
+            break
+        even, odd = M[:, 0 : M.shape[1] // 2 * 2 : 2], M[:, 1::2]
+        pairs, rest = even @ odd, M[:, 2 * odd.shape[1] :]
+        M, level = torch.cat((pairs, rest), 1) if rest.shape[1] else pairs, level + 1
+    a = chain.p0 * g[:, 0]
+    if M.shape[1]:
+        a = (a.unsqueeze(-2) @ M[:, 0]).squeeze(-2)
+    a = a.sum(-1)
+    return total + torch.where(a > _SAFE, a, torch.zeros_like(a)).log()
 
 
 def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:

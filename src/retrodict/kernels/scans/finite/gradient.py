@@ -16,7 +16,7 @@ def with_gradient(route: Route, chain: FiniteChain) -> Tensor:
     """Log evidence ``(S,)`` by ``route``; gradients by Fisher's identity, of first and higher order."""
     if needs_gradient(chain):
         return _Evidence.apply(route, *chain.tensors)  # type: ignore[return-value]
-    return route.filter(chain)[1]
+    return route.evidence(chain)
 
 
 class _Evidence(torch.autograd.Function):

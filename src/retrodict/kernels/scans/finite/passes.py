@@ -56,6 +56,10 @@ class Route:
     def filter(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def evidence(self, chain: FiniteChain) -> Tensor:
+        """The log evidence, without gradient."""
+        return self.filter(chain)[1]
+
     def smooth(self, chain: FiniteChain, pairs: str | None) -> tuple[Tensor, Tensor, Tensor | None]:
         raise NotImplementedError
 
@@ -105,6 +109,14 @@ class Scaled(Route):
     def filter(self, chain: FiniteChain) -> tuple[Tensor, Tensor]:
         alpha, total = self._forward(chain)
         return alpha, total
+
+    def evidence(self, chain: FiniteChain) -> Tensor:
+        alone = getattr(self.recursion, "evidence", None)
+        if alone is None or bool((chain.P == 0).any()):  # a lost state may matter: see `_intact`
+            return super().evidence(chain)
+        total = alone(chain)
+        _possible(chain, total)
+        return total
 
     def smooth(self, chain: FiniteChain, pairs: str | None) -> tuple[Tensor, Tensor, Tensor | None]:
         alpha, total = self._forward(chain)

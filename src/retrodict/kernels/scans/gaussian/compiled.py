@@ -4,7 +4,7 @@ Covariances do not depend on the data, so each pass is split in two: a matrix pa
 their matrices, and a vector pass a series.  With ``V = (I + QH)^-1 Q``, ``E = (I + QH)^-1 A`` and ``u = F - H b``:
 
     guided mean  E x + b + V u        pulled  H' = E'HA,  F' = E'u,
-    pulled constant  c - logdet(I + QH)/2 + F.y - y.Hy/2 - (y - b).(F - H y)/2  at  y = b + V u
+    pulled constant  c - logdet(I + QH)/2 + F.y - y.Hy/2 - (y - b).(F - H y)/2  at  y = b + V u  (see `algebra`)
 
 Where A, Q and H are the same at every step the matrices settle: from the step on at which they repeat to rounding the
 matrix passes copy.  Takes singular P0, Q and H, as everything here.
@@ -25,7 +25,6 @@ from retrodict.kernels.scans.native import array, compiled, each
 KERNELS = (
     "eliminate",
     "root",
-    "absorbed",
     "same",
     "settled",
     "backward_matrices",
@@ -113,23 +112,6 @@ def settled(C, D):  # type: ignore[no-untyped-def]
     return True
 
 
-def absorbed(b, V, H, F, u, y):  # type: ignore[no-untyped-def]
-    """``y = b + V u``, and ``F.y - y.Hy/2 - (y - b).(F - H y)/2``: see `algebra`."""
-    d = b.shape[0]
-    for i in range(d):
-        x = 0.0
-        for j in range(d):
-            x += V[i, j] * u[j]
-        y[i] = b[i] + x
-    total = 0.0
-    for i in range(d):
-        r = F[i]
-        for j in range(d):
-            r -= H[i, j] * y[j]
-        total += 0.5 * ((F[i] + r) * y[i] - (y[i] - b[i]) * r)
-    return total
-
-
 def backward_matrices(A, Q, H, fused, E, V, logdet):  # type: ignore[no-untyped-def]
     """Fused H of every node; E, V and logdet of every guided step."""
     n, d = E.shape[0], E.shape[1]
@@ -177,25 +159,39 @@ def backward_matrices(A, Q, H, fused, E, V, logdet):  # type: ignore[no-untyped-
             break
 
 
-def backward_vectors(b, F, c, fused, E, V, logdet, fused_F, fused_c, g):  # type: ignore[no-untyped-def]
-    """Fused F and c of every node; offsets g of every guided step."""
+def backward_vectors(b, F, c, H, E, V, logdet, fused_F, fused_c, g):  # type: ignore[no-untyped-def]
+    """Fused F and c of every node; offsets g of every guided step.  H is the fused one; indices instead of views, which
+    numba counts references of.
+    """
     n, d = E.shape[0], E.shape[1]
-    u = np.empty(d)
+    u, last = np.empty(d), b.shape[0] - 1
     fused_c[n] = c[n]
     for i in range(d):
         fused_F[n, i] = F[n, i]
     for k in range(n, 0, -1):
-        bk, h, f, e, v = b[min(k - 1, b.shape[0] - 1)], fused[k], fused_F[k], E[k - 1], V[k - 1]
+        s = min(k - 1, last)
         for i in range(d):
-            u[i] = f[i]
+            x = fused_F[k, i]
             for j in range(d):
-                u[i] -= h[i, j] * bk[j]
-        fused_c[k - 1] = c[k - 1] + fused_c[k] - 0.5 * logdet[k - 1] + absorbed(bk, v, h, f, u, g[k - 1])
+                x -= H[k, i, j] * b[s, j]
+            u[i] = x
+        for i in range(d):
+            x = b[s, i]
+            for j in range(d):
+                x += V[k - 1, i, j] * u[j]
+            g[k - 1, i] = x
+        total = c[k - 1] + fused_c[k] - 0.5 * logdet[k - 1]
+        for i in range(d):
+            r = fused_F[k, i]
+            for j in range(d):
+                r -= H[k, i, j] * g[k - 1, j]
+            total += 0.5 * ((fused_F[k, i] + r) * g[k - 1, i] - (g[k - 1, i] - b[s, i]) * r)
+        fused_c[k - 1] = total
         for j in range(d):
-            y = F[k - 1, j]
+            x = F[k - 1, j]
             for i in range(d):
-                y += e[i, j] * u[i]
-            fused_F[k - 1, j] = y
+                x += E[k - 1, i, j] * u[i]
+            fused_F[k - 1, j] = x
 
 
 def forward_matrices(P0, A, Q, H, cov, logdet):  # type: ignore[no-untyped-def]
@@ -242,22 +238,33 @@ def forward_vectors(m0, A, b, H, F, c, cov, logdet, mean, total):  # type: ignor
     """Filtered means, and the log evidence in ``total[0]``."""
     nodes, d = mean.shape
     m, u = m0.copy(), np.empty(d)
-    x = 0.0
+    lasts = A.shape[0] - 1, b.shape[0] - 1, H.shape[0] - 1
+    log_evidence = 0.0
     for k in range(nodes):
-        h = H[min(k, H.shape[0] - 1)]
+        a, s, h = min(k - 1, lasts[0]), min(k - 1, lasts[1]), min(k, lasts[2])
         if k:
-            Ak, bk = A[min(k - 1, A.shape[0] - 1)], b[min(k - 1, b.shape[0] - 1)]
             for i in range(d):
-                y = bk[i]
+                x = b[s, i]
                 for j in range(d):
-                    y += Ak[i, j] * mean[k - 1, j]
-                m[i] = y
+                    x += A[a, i, j] * mean[k - 1, j]
+                m[i] = x
         for i in range(d):
-            u[i] = F[k, i]
+            x = F[k, i]
             for j in range(d):
-                u[i] -= h[i, j] * m[j]
-        x += c[k] - 0.5 * logdet[k] + absorbed(m, cov[k], h, F[k], u, mean[k])
-    total[0] = x
+                x -= H[h, i, j] * m[j]
+            u[i] = x
+        for i in range(d):
+            x = m[i]
+            for j in range(d):
+                x += cov[k, i, j] * u[j]
+            mean[k, i] = x
+        log_evidence += c[k] - 0.5 * logdet[k]
+        for i in range(d):
+            r = F[k, i]
+            for j in range(d):
+                r -= H[h, i, j] * mean[k, j]
+            log_evidence += 0.5 * ((F[k, i] + r) * mean[k, i] - (mean[k, i] - m[i]) * r)
+    total[0] = log_evidence
 
 
 def push_matrices(P, E, V, cov):  # type: ignore[no-untyped-def]
@@ -302,7 +309,10 @@ def push_vectors(E, g, path):  # type: ignore[no-untyped-def]
 def step_roots(V, S):  # type: ignore[no-untyped-def]
     """`root` of every matrix."""
     for k in range(V.shape[0]):
-        root(V[k], S[k])
+        if k and same(V[k], V[k - 1]):
+            S[k] = S[k - 1]
+        else:
+            root(V[k], S[k])
 
 
 # -- the passes of `loop` and `parallel` --------------------------------------------------------------------------
