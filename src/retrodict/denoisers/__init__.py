@@ -3,6 +3,7 @@
 from retrodict.denoisers.combined import Anneal, Bound, Guided, Product, Thresholded
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.denoisers.discrete import CountDenoiser, EmbeddedDenoiser, Sharpened, TokenDenoiser, sharpened
+from retrodict.denoisers.monte_carlo import MonteCarlo
 from retrodict.denoisers.reverting import Reverting
 from retrodict.denoisers.stitched import Stitched, excess_divergence
 from retrodict.denoisers.wrapped import TwoEnded, Wrapped
@@ -14,6 +15,7 @@ __all__ = [
     "Denoiser",
     "EmbeddedDenoiser",
     "Guided",
+    "MonteCarlo",
     "Product",
     "Reverting",
     "Sharpened",

@@ -1,0 +1,69 @@
+"""Denoisers of unnormalised densities against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import retrodict as rd
+from retrodict.core.errors import InputError
+from retrodict.denoisers.monte_carlo import MonteCarlo
+from retrodict.exact import GaussianMixture
+
+PATH: Any = rd.VP()
+TWO = GaussianMixture([0.7, 0.3], [[-4.0], [4.0]], [0.25, 0.25])
+UNNORMALISED = lambda x: TWO.log_prob(x) + 3.0  # noqa: E731
+
+
+def test_gaussian_target():
+    """D of N(0, v) is alpha v/(alpha^2 v + sigma^2) x: within three standard errors of the draws, seed fixed."""
+    v, n = 0.6, 4000
+    denoiser = MonteCarlo(lambda x: -0.5 * (x**2).sum(1) / v, PATH, (2,), n, gradient=False)
+    x = torch.tensor([[0.5, -1.0], [1.2, 0.3]]).double()
+    for t in (0.2, 0.4):
+        alpha, sigma = float(PATH.alpha(t)), float(PATH.sigma(t))
+        exact = alpha * v / (alpha**2 * v + sigma**2) * x
+        std = (v * sigma**2 / (alpha**2 * v + sigma**2)) ** 0.5
+        error = (denoiser(x, t) - exact).abs()
+        assert bool((error < 3.5 * std / denoiser.effective.sqrt()[:, None]).all())
+
+
+def test_gradients_make_it_exact_for_gaussians_by_combination():
+    """Both estimates, each coordinate by inverse variance: never much worse than the better one, at any noise."""
+    g = torch.Generator().manual_seed(0)
+    for t in (0.05, 0.2, 0.5):
+        x0 = TWO.sample(200, seed=1)
+        x = PATH.corrupt(x0, t, torch.randn(200, 1, generator=g, dtype=torch.float64))
+        exact = TWO.denoiser(PATH)(x, t)
+        rms = {}
+        for gradient in (False, True):
+            rms[gradient] = float(
+                (MonteCarlo(UNNORMALISED, PATH, (1,), 200, gradient)(x, t) - exact).square().mean().sqrt()
+            )
+        assert rms[True] <= 1.05 * rms[False]
+
+
+def test_masses_of_two_far_modes():
+    """Modes eight apart, .7 and .3, from t = .5: the masses come out; Langevin dynamics from one mode never leaves."""
+    denoiser = MonteCarlo(UNNORMALISED, PATH, (1,), 300)
+    noise = torch.randn(1500, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    start = PATH.corrupt(TWO.sample(1500, seed=3), 0.5, noise)
+    plan = rd.plan("ddpm", PATH, steps=30, start=0.5)
+    out = rd.sample(denoiser, 1500, plan=plan, init=start, progress=False).x.double()
+    assert float((out < 0).double().mean()) == pytest.approx(0.7, abs=0.07)
+    left = out[out[:, 0] < 0, 0]
+    assert float(left.mean()) == pytest.approx(-4.0, abs=0.1) and float(left.std()) == pytest.approx(0.5, abs=0.12)
+    x = torch.full((200, 1), -4.0).double()
+    for i in range(500):
+        score = torch.autograd.grad(TWO.log_prob(y := x.clone().requires_grad_()).sum(), y)[0]
+        x = x + 0.02 * score + 0.2 * torch.randn(200, 1, generator=torch.Generator().manual_seed(i)).double()
+    assert float((x < 0).double().mean()) > 0.85
+
+
+def test_arguments():
+    with pytest.raises(InputError, match="draws"):
+        MonteCarlo(UNNORMALISED, PATH, (1,), 1)
+    with pytest.raises(InputError, match="one end"):
+        MonteCarlo(UNNORMALISED, rd.Interpolant(), (1,))
