@@ -1,14 +1,6 @@
 """diffusers' schedulers with the grids and flags that they offer, driven through ``step`` in float64.
 
-The levels are read from the scheduler itself.  A scheduler keeps its state in one of these conventions:
-
-=========  =============================  ==========================================================
-vp         alpha^2 + sigma^2 = 1          the DPM-Solver family: ``sigmas`` holds sigma/alpha (or flow's sigma)
-ve         alpha = 1                      Euler, Heun, LMS, KDPM2, EDM
-table      alphas_cumprod                 DDIM, PNDM
-flow       alpha = 1 - sigma              flow matching
-iPNDM      its own alphas and betas
-=========  =============================  ==========================================================
+How a scheduler's state is read is told in `retrodict.diagnostics.certificate.schedulers`.
 
 diffusers keeps noise levels in float32, and some schedulers cast the state to it inside ``step``: its results carry an
 error near 1e-6, far below those compared here.
@@ -27,6 +19,7 @@ import torch
 from torch import Tensor
 
 from peers.problem import Peer, Problem
+from retrodict.diagnostics.certificate.schedulers import VP_FAMILY, drive
 
 FLOW_SHIFTS = (1.0, 3.0)  # what shipped pipelines use
 TUNED_SHIFT = 0.5  # offered by no pipeline; reported apart
@@ -122,7 +115,7 @@ def _run(name: str, flags: dict[str, Any], betas: dict[str, Any], problem: Probl
         except (ValueError, IndexError):  # some need more steps than there are
             return None
         if len(scheduler.timesteps) <= passes:
-            return _drive(name, scheduler, problem)
+            return drive(name, scheduler, problem.mean, problem.noise)
     return None
 
 
@@ -139,7 +132,7 @@ def _make(name: str, flags: dict[str, Any], betas: dict[str, Any], problem: Prob
         words["clip_sample"] = False
     if name == "SASolver":
         words["tau_func"] = _no_noise
-    if name in _VP:
+    if name in VP_FAMILY:
         flow = words.get("use_flow_sigmas", False)
         words["prediction_type"] = "flow_prediction" if flow else "epsilon"
     scheduler = getattr(diffusers, f"{name}Scheduler")(**words)
@@ -150,65 +143,3 @@ def _make(name: str, flags: dict[str, Any], betas: dict[str, Any], problem: Prob
 
 def _no_noise(t: Any) -> int:
     return 0
-
-
-def _drive(name: str, scheduler: Any, problem: Problem) -> Tensor:
-    """A pipeline's loop."""
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    for table in ("sigmas", "sigmas_interpol", "alphas", "betas"):
-        if isinstance(getattr(scheduler, table, None), Tensor):
-            setattr(scheduler, table, getattr(scheduler, table).double())
-    x = problem.noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    for i, t in enumerate(scheduler.timesteps):
-        scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else None
-        alpha, sigma = _level(name, scheduler, i, int(t))
-        output = _output(name, scheduler, x, problem.mean(x, alpha, sigma), alpha, sigma)
-        x = scheduler.step(output, t, x).prev_sample
-    return x / _final_alpha(name, scheduler)
-
-
-_VP = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "SASolver")
-_TABLE = ("DDIM", "PNDM")
-_FLOWING = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")
-
-
-def _level(name: str, scheduler: Any, i: int, t: int) -> tuple[float, float]:
-    """(alpha, sigma) of the state at call i."""
-    if name in _TABLE:
-        square = float(scheduler.alphas_cumprod[t])
-        return math.sqrt(square), math.sqrt(1 - square)
-    if name == "IPNDM":
-        return float(scheduler.alphas[i]), float(scheduler.betas[i])
-    middle = name == "KDPM2Discrete" and not scheduler.state_in_first_order
-    sigma = float((scheduler.sigmas_interpol if middle else scheduler.sigmas)[i])
-    return _convention(name, scheduler, sigma)
-
-
-def _convention(name: str, scheduler: Any, sigma: float) -> tuple[float, float]:
-    if name in _FLOWING or getattr(scheduler.config, "use_flow_sigmas", False):
-        return 1 - sigma, sigma
-    if name in _VP:
-        return 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)
-    return 1.0, sigma
-
-
-def _output(name: str, scheduler: Any, x: Tensor, D: Tensor, alpha: float, sigma: float) -> Tensor:
-    """What the network would have put out for the posterior mean D."""
-    noise = (x - alpha * D) / sigma
-    if name in _FLOWING or getattr(scheduler.config, "use_flow_sigmas", False):
-        return noise - D
-    if name.startswith("EDM"):
-        data = scheduler.config.sigma_data
-        total = sigma**2 + data**2
-        return (D - data**2 / total * x) / (sigma * data / math.sqrt(total))
-    if name == "IPNDM":
-        return alpha * noise - sigma * D
-    return noise
-
-
-def _final_alpha(name: str, scheduler: Any) -> float:
-    """alpha of the state that the last step leaves."""
-    if name in _TABLE or name == "IPNDM":
-        return 1.0
-    return _convention(name, scheduler, float(scheduler.sigmas[-1]))[0]

@@ -32,12 +32,12 @@ from torch import Tensor
 from retrodict.core.errors import InputError, near, optional_import
 from retrodict.diagnostics.certificate.samplers import Mean, Sampler
 
-_VP = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "SASolver")
+VP_FAMILY = ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "SASolver")
 _TABLE = ("DDIM", "DDPM", "PNDM")
 _FLOWING = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")
 _EDM = ("EDMEuler", "EDMDPMSolverMultistep")
 _VE = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete")
-KNOWN = (*_VP, *_TABLE, *_FLOWING, *_EDM, *_VE, "IPNDM")
+KNOWN = (*VP_FAMILY, *_TABLE, *_FLOWING, *_EDM, *_VE, "IPNDM")
 
 # Orders that the classes state; those of the others are in their configuration.
 # Liu et al. (2022) prove the second order of their Adams weights of equal steps, and no more.
@@ -157,7 +157,7 @@ def _flows(kind: str, scheduler: Any) -> bool:
 def _convention(kind: str, scheduler: Any, sigma: float) -> tuple[float, float]:
     if _flows(kind, scheduler):
         return 1 - sigma, sigma
-    if kind in _VP:
+    if kind in VP_FAMILY:
         return 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)
     return 1.0, sigma
 
