@@ -6,7 +6,7 @@ For p0 proportional to exp(f) and x_t = alpha x0 + sigma z the posterior of x0 g
 
 so that draws of the Gaussian weighted by exp(f) give its mean, D = sum w_i x_i.  With gradients of f a second estimate
 comes from the same draws, the target score identity ``alpha score = E_q[grad f(x0)]``; it is good where the first is
-poor, near the data, and both are averaged, each coordinate by inverse variance.  Nothing is trained; any plan runs on it.
+poor, near the data, and both are averaged, each coordinate by inverse variance.  No training.
 
 The weights are biased by O(1/draws) and collapse in high dimensions, which `MonteCarlo.effective` shows.
 """
