@@ -7,6 +7,7 @@ from retrodict.processes.interpolant import Interpolant
 from retrodict.processes.jumps import FiniteJump, Uniform, birth_death
 from retrodict.processes.mean_reverting import MeanReverting
 from retrodict.processes.named import DDPM, EDM, VE, VP, RectifiedFlow, SubVP
+from retrodict.processes.nonlinear import Nonlinear
 from retrodict.processes.process import Process, from_config, processes
 from retrodict.processes.quantised import Quantised
 from retrodict.processes.tokens import Masked, TokenBridge
@@ -24,6 +25,7 @@ __all__ = [
     "Jumps",
     "Masked",
     "MeanReverting",
+    "Nonlinear",
     "Process",
     "Quantised",
     "RectifiedFlow",
