@@ -89,6 +89,8 @@ AZULA: list[tuple[str, dict[str, Any]]] = [
     ("HeunSampler", {"declared": 2}),
     ("DDIMSampler", {"declared": 1}),
     ("DDPMSampler", {"declared": 1}),
+    ("ItoSampler", {}),
+    ("PCSampler", {}),
     *[
         (name, {"order": p})
         for name in ("zABSampler", "vABSampler", "zEABSampler", "xEABSampler", "REABSampler")
@@ -171,7 +173,7 @@ Written by `benchmarks/bench_certificates.py`; [certifying](guide/certify.md) ex
 was shown denoisers whose answer is known in closed form, on a grid uniform in log-SNR wherever its library offers one,
 and nothing else of it was used. Measured with {versions}.
 
-*Order*: pathwise for a deterministic sampler, of the output variance on Gaussian data for a stochastic one, at 80 to
+*Order*: pathwise for a deterministic sampler, of the output variance on Gaussian data for a stochastic one, over 40 to
 160 steps; what the sampler declares is in brackets. *Exact to degree*: predictions of the data that are polynomials in
 log-SNR, and of the noise in sigma/alpha, that are integrated exactly; - is not even constants. *Variance*: relative
 error on Gaussian data. *W1*: Wasserstein-1 distance to a mixture of four narrow components. The last two are at the

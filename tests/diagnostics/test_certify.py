@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +53,7 @@ def ancestral(model, x, sigmas, share=1.0):
 def test_sound_samplers_hold():
     for function, order in ((euler, 1.0), (heun, 2.0)):
         found = certify(function, order=order, budgets=(9,), steps=FEW)
-        assert found and abs(found.order - order) < 0.2, found
+        assert found and abs(found.order - order) < 0.3, found
         assert not found.stochastic and found.declared == order
 
 
@@ -120,6 +121,14 @@ class TestSamplersWithOneThingWrong:
         found = certify(careful, budgets=(5,), steps=FEW)
         assert found and "ValueError (needs four steps) at 1, 2, 3 steps" in str(found)
 
+    def test_a_crash_is_no_refusal(self):
+        """A ValueError that no one raised on purpose: arrays of two shapes."""
+
+        def crashing(model, x, sigmas):
+            return euler(model, x, sigmas) + float((np.ones(min(len(sigmas), 4)) * np.ones(4)).sum() * 0)
+
+        assert "ValueError (operands" in str(self._fails(crashing, "ends"))
+
     def test_samples_that_depend_on_their_batch(self):
         def mixing(model, x, sigmas):
             return euler(model, x, sigmas) + 1e-3 * x.mean()
@@ -164,7 +173,7 @@ class TestAgainstTheRowsOfPlans:
     @pytest.mark.parametrize(("solver", "options"), [("unipc", {}), ("dpm-solver++", {"order": 3}), ("lms", {})])
     def test_orders(self, solver, options):
         found = blackbox.order(as_sampler(solver, **options), (40, 80, 160))
-        assert found and abs(found.value - found.expected) < 0.3
+        assert found and abs(found.value - found.expected) < 0.4
 
     def test_the_published_third_order_is_second(self):
         found = blackbox.order(as_sampler("dpm-solver++", order=3, weights="official"))
