@@ -1,9 +1,9 @@
 """Discrete states, trained and measured on a processor in minutes: digits as counts, text, pairs, and time.
 
-    digits   counts 0..16 by pure death and by masks, labels given: the share that a classifier of real digits recognises
+    digits   counts 0..16 by pure death and by masks, labels given: the share that a classifier of real digits knows
     text     licences that ship with the system, by characters: bits per character of masked diffusion beside an
              autoregressive network of the same blocks and training, and samples with and without remasking
-    bridge   "copy with edits": top-1 accuracy of a token bridge beside a one-shot classifier, where edits are correlated
+    bridge   "copy with edits": top-1 accuracy of a token bridge beside a one-shot classifier; edits are correlated
     speed    time per step beside a loop that is written as the published one, against the length of the sequence
 
     python benchmarks/bench_discrete.py [digits text bridge speed] [--scale 1.0]
@@ -180,7 +180,7 @@ def licence_text(scale: float) -> dict[str, Any]:
     x = data.heldout.x[:300]
     bound = -elbo(denoiser, x, samples=16).log_prob / LENGTH / math.log(2)
     exact = surprise(causal, x) / math.log(2)
-    counts = torch.bincount(data.x.flatten(), minlength=data.levels).double()
+    counts = torch.bincount(data.x.flatten(), minlength=data.levels).double() + 1
     unigram = -(counts[x] / counts.sum()).log2().mean(1)
     rows = [
         _bits("masked diffusion, at most", bound, denoiser.network, masked_s),
