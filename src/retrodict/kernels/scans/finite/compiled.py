@@ -15,54 +15,63 @@ KERNELS = ("forward_one", "backward_one", "viterbi_one", "draw_one")
 
 
 def forward_one(p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
-    """Filtered probabilities, and the log of the product of their divisors in ``total[0]``."""
+    """Filtered probabilities, and the log of the product of their divisors in ``total[0]``.
+
+    Indices instead of views, which numba counts references of; one log for many divisors.
+    """
     nodes, K = g.shape
-    logs = 0.0
+    last, logs, product = P.shape[0] - 1, 0.0, 1.0
     for k in range(nodes):
-        a = alpha[k]
         if k:
-            Pk, before = P[min(k - 1, P.shape[0] - 1)], alpha[k - 1]
+            t = min(k - 1, last)
             for j in range(K):
-                a[j] = 0.0
+                alpha[k, j] = 0.0
             for i in range(K):
-                x = before[i]
+                x = alpha[k - 1, i]
                 for j in range(K):
-                    a[j] += x * Pk[i, j]
+                    alpha[k, j] += x * P[t, i, j]
         else:
             for j in range(K):
-                a[j] = p0[j]
+                alpha[0, j] = p0[j]
         s = 0.0
         for j in range(K):
-            a[j] *= g[k, j]
-            s += a[j]
-        logs += math.log(s) if s > 0.0 else -math.inf
+            alpha[k, j] *= g[k, j]
+            s += alpha[k, j]
+        if not s > 0.0:
+            logs = -math.inf
+        elif not 1e-100 < product * s < 1e100:
+            logs += math.log(product) + math.log(s)
+            product = 1.0
+        else:
+            product *= s
         s = 1.0 / s
         for j in range(K):
-            a[j] *= s
-    total[0] = logs
+            alpha[k, j] *= s
+    total[0] = logs + math.log(product)
 
 
 def backward_one(P, g, beta, scale):  # type: ignore[no-untyped-def]
     """Backward messages with largest entry one, and the logs of their factors; P holds transposed matrices."""
     nodes, K = g.shape
+    last = P.shape[0] - 1
     for j in range(K):
         beta[nodes - 1, j] = 1.0
     scale[nodes - 1] = 0.0
     for k in range(nodes - 1, 0, -1):
-        Pk, after, b = P[min(k - 1, P.shape[0] - 1)], beta[k], beta[k - 1]
+        t = min(k - 1, last)
         for i in range(K):
-            b[i] = 0.0
+            beta[k - 1, i] = 0.0
         for j in range(K):
-            x = after[j] * g[k, j]
+            x = beta[k, j] * g[k, j]
             for i in range(K):
-                b[i] += x * Pk[j, i]
+                beta[k - 1, i] += x * P[t, j, i]
         most = 0.0
         for i in range(K):
-            most = max(most, b[i])
+            most = max(most, beta[k - 1, i])
         scale[k - 1] = scale[k] + (math.log(most) if most > 0.0 else -math.inf)
         most = 1.0 / most
         for i in range(K):
-            b[i] *= most
+            beta[k - 1, i] *= most
 
 
 def viterbi_one(log_p0, log_P, log_g, path, log_prob):  # type: ignore[no-untyped-def]

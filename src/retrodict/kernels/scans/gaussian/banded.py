@@ -15,6 +15,7 @@ follow from the recursion of Takahashi (1973), which here is an affine scan: wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -152,13 +153,18 @@ def _factor(chain: GaussianChain) -> Posterior:
     return Posterior(chain, P0_inv, Q_inv, QA, P0_logdet + steps + torch.tensor(logdets, dtype=torch.float64), factors)
 
 
+@lru_cache(4)
+def _mixed(size: int) -> np.ndarray:
+    return np.resize(_MIXED, size)
+
+
 def _condition(band: np.ndarray, diagonal: np.ndarray) -> float:
     """A lower estimate of the condition number of the precision, scaled to a diagonal of ones.
 
     One solve with a right-hand side that has smooth and rough parts: near-singular directions are one or the other.
     """
     scale = np.sqrt(diagonal)
-    solved, _ = _pbtrs(band, scale * np.resize(_MIXED, len(scale)), lower=1)
+    solved, _ = _pbtrs(band, scale * _mixed(len(scale)), lower=1)
     return float(np.abs(scale * solved).max())
 
 
