@@ -1,6 +1,6 @@
 """diffusers' schedulers with the grids and flags that they offer, driven through ``step`` in float64.
 
-How a scheduler's state is read is told in `retrodict.diagnostics.certificate.schedulers`.
+How a scheduler's state is read is told in `retrodict.diagnostics.certificate.diffusers_samplers`.
 
 diffusers keeps noise levels in float32, and some schedulers cast the state to it inside ``step``: its results carry an
 error near 1e-6, far below those compared here.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from peers.problem import Peer, Problem
-from retrodict.diagnostics.certificate.schedulers import VP_FAMILY, drive
+from retrodict.diagnostics.certificate.diffusers_samplers import VP_FAMILY, drive
 
 FLOW_SHIFTS = (1.0, 3.0)  # what shipped pipelines use
 TUNED_SHIFT = 0.5  # offered by no pipeline; reported apart

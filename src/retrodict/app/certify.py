@@ -15,8 +15,8 @@ def certify_sampler(solver: str | None, diffusers: Path | None, python: str | No
     """Print a certificate; exit status 1 if it has a finding that does not hold.
 
     Args:
-        solver: the name of one of our solvers, NAME or NAME:OPTION=VALUE,OPTION=VALUE; diffusers: a scheduler's
-            configuration, or its folder; python: "module:function".  One of the three.
+        solver: the name of one of our solvers, NAME or NAME:OPTION=VALUE,OPTION=VALUE; diffusers: the
+            configuration of a diffusers scheduler, or its folder; python: "module:function".  One of the three.
         out: a folder for certificate.txt, .json and .html.
     """
     from retrodict.diagnostics.certificate import certify
@@ -51,13 +51,14 @@ def _options(words: str) -> dict[str, Any]:
 
 
 def _configuration(path: Path) -> dict[str, Any]:
-    """A scheduler's configuration: its file, the scheduler's folder, or a pipeline's."""
-    names = ("scheduler_config.json", "scheduler/scheduler_config.json")
+    """The configuration of a diffusers scheduler: its file, the folder of it, or of a pipeline."""
+    own = "scheduler_config.json"  # diffusers' name
+    names = (own, f"{own.partition('_')[0]}/{own}")
     found = next((path / n for n in names if (path / n).is_file()), path)
     try:
         config = json.loads(found.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is no configuration of a scheduler ({names[0]}): {error}") from error
+        raise InputError(f"{path} is no configuration of a diffusers scheduler ({own}): {error}") from error
     if not isinstance(config, dict) or "_class_name" not in config:
-        raise InputError(f"{found} does not name a scheduler: it has no _class_name")
+        raise InputError(f"{found} does not name a diffusers scheduler: it has no _class_name")
     return config

@@ -118,10 +118,10 @@ def certify(
     """Measure a sampler, ours or anyone's, against closed forms.
 
     Args:
-        sampler: a `Plan` (made anew, on its grid, for other numbers of steps); the name of a solver; a scheduler of
-            diffusers or its configuration; a sampler class of azula; a function ``f(model, x, sigmas) -> x`` in
-            k-diffusion's convention (``model(x, sigma)`` is the denoised ``x = x0 + sigma z``, sigmas fall to 0), or
-            its name "module:function".
+        sampler: a `Plan` (made anew, on its grid, for other numbers of steps); the name of a solver;
+            a scheduler of diffusers or its configuration; a sampler class of azula; a function
+            ``f(model, x, sigmas) -> x`` in k-diffusion's convention (``model(x, sigma)`` is the denoised
+            ``x = x0 + sigma z``, sigmas fall to 0), or its name "module:function".
         steps: numbers of steps, doubling, from which orders are measured.
         budgets: of evaluations, at which errors are measured.
         options: of the solver, of azula's class, or ``order=`` that a function declares.

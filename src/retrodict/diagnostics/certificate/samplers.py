@@ -2,8 +2,8 @@
 
     run(mean, z, n) -> y        from standard normals z to the result, in n steps of the sampler's own grid
 
-``mean(x, alpha, sigma)`` is the posterior mean of a state in whatever convention the sampler keeps.  Schedulers of
-diffusers are in `schedulers`.
+``mean(x, alpha, sigma)`` is the posterior mean of a state in whatever convention the sampler keeps.  Those of
+diffusers are in `diffusers_samplers`.
 """
 
 from __future__ import annotations
@@ -221,9 +221,9 @@ def as_sampler(thing: Any, **options: Any) -> Sampler:
     """Anything that can be certified, as a `Sampler`.
 
     Args:
-        thing: a `Sampler`; a `Plan` or the name of a solver (``options`` go to it); a scheduler of diffusers or its
-            configuration; a sampler class of azula (``options`` go to it); a function ``f(model, x, sigmas)`` in
-            k-diffusion's convention, or its name ``module:function``.
+        thing: a `Sampler`; a `Plan` or the name of a solver (``options`` go to it); a
+            scheduler of diffusers or its configuration; a sampler class of azula (``options`` go to it); a function
+            ``f(model, x, sigmas)`` in k-diffusion's convention, or its name ``module:function``.
 
     Raises:
         InputError: nothing of these.
@@ -237,9 +237,9 @@ def as_sampler(thing: Any, **options: Any) -> Sampler:
     if isinstance(thing, str):
         return _of_solver(thing, options)
     if isinstance(thing, dict) or hasattr(thing, "set_timesteps"):
-        from retrodict.diagnostics.certificate.schedulers import SchedulerSampler
+        from retrodict.diagnostics.certificate.diffusers_samplers import DiffusersSampler
 
-        return SchedulerSampler(thing)
+        return DiffusersSampler(thing)
     if inspect.isclass(thing) and thing.__module__.startswith("azula"):
         return AzulaSampler(thing, **options)
     if callable(thing):

@@ -45,7 +45,7 @@ _ORDERS = {"HeunDiscrete": 2, "FlowMatchHeunDiscrete": 2, "KDPM2Discrete": 2, "L
 _SHIFTED = ("UniPCMultistep",)  # the corrector adds one to solver_order (Zhao et al. 2023)
 
 
-class SchedulerSampler(Sampler):
+class DiffusersSampler(Sampler):
     """A scheduler by object or configuration, clipping and thresholding switched off: those belong to the denoiser.
 
     Raises:
