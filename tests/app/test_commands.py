@@ -230,3 +230,20 @@ def test_ctrl_c_while_training_keeps_the_run(tmp_path: Path) -> None:
     assert not (folder / "model.safetensors").exists()
     status, text = run("sample", folder, "-o", tmp_path / "x.npy")
     assert status == 2 and "not finished" in text
+
+
+def test_a_text_is_trained_on_and_samples_are_written_as_text(tmp_path):
+    """The vocabulary is counted, not typed; samples come back as lines."""
+    from retrodict.app.commands import draw_samples, train_model
+    from retrodict.core.errors import InputError
+
+    (tmp_path / "rhyme.txt").write_text("one two three " * 30)
+    given = {"network": "auto", "objective": "auto", "steps": 2, "seed": 0, "device": "cpu"}
+    settings = ["length=7", 'network_options={"hidden":16,"depth":1,"heads":2}', "batch_size=8", "progress=false"]
+    run = tmp_path / "run"
+    train_model(str(tmp_path / "rhyme.txt"), "masked", run, given, settings)
+    draw_samples(str(run), 3, tmp_path / "out.txt", {"seed": 0, "progress": False}, [], "cpu")
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert len(lines) == 3 and all(len(line) == 7 and set(line) <= set("one two three ") for line in lines)
+    with pytest.raises(InputError, match="needs vocabulary"):
+        train_model("moons", "masked", tmp_path / "other", given, [])

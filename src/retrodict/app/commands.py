@@ -19,7 +19,14 @@ from torch import Tensor
 import retrodict as rd
 from retrodict.app import demo
 from retrodict.app.blocks import brightness
-from retrodict.app.options import parse_conditions, parse_device, parse_numbers, parse_process, parse_settings
+from retrodict.app.options import (
+    name_of_process,
+    parse_conditions,
+    parse_device,
+    parse_numbers,
+    parse_process,
+    parse_settings,
+)
 from retrodict.app.runs import Run, open_run, write_run_report
 from retrodict.core.errors import InputError, require
 from retrodict.solvers import solvers
@@ -27,17 +34,19 @@ from retrodict.training.files import write_json
 
 log = logging.getLogger(__name__)
 
-FORMATS = (".npy", ".npz", ".png")
+FORMATS = (".npy", ".npz", ".png", ".txt")
+LOADING = ("conditions", "heldout", "layout", "levels", "length", "stride", "vocabulary")  # of `load_data`
 REFERENCE = 200  # evaluations of the long run that solvers are compared with
 
 
 def train_model(data: str, process: str, out: Path, given: Mapping[str, Any], settings: Sequence[str]) -> None:
     """Learn the reversal of a process into a run folder, and write its report."""
-    path = parse_process(process)
     device = parse_device(given["device"])
     options = parse_settings(settings, taken=("process", "data", "out", *given))
-    loading = {name: options.pop(name) for name in ("conditions", "heldout") if name in options}
+    loading = {name: options.pop(name) for name in LOADING if name in options}
+    name_of_process(process)
     dataset = rd.load_data(data, seed=given["seed"], **loading)
+    path = parse_process(process, {"vocabulary": dataset.levels})
     log.info("%r, %r into %s", path, dataset, out)
     rd.fit(path, dataset, out=out, **given, **options)
     run = open_run(out, device, dataset, options.get("x1"))
@@ -61,6 +70,10 @@ def draw_samples(
         suffix != ".png" or run.layout == "image",
         f"--out {out}: these samples are no images but of shape {run.denoiser.shape}; write .npy or .npz",
     )
+    require(
+        suffix != ".txt" or run.denoiser.codec is not None,
+        f"--out {out}: these samples are no text; write .npy or .npz",
+    )
     conditions = parse_conditions(condition, run.denoiser.conditions, n)
     words: dict[str, Any] = {**given, **run.ends(n), **conditions}
     samples = rd.sample(run.denoiser, n, **words)
@@ -72,6 +85,8 @@ def draw_samples(
 def _write(out: Path, x: Tensor, conditions: Mapping[str, Tensor], run: Run) -> None:
     if out.suffix.lower() == ".png":
         contact_sheet(brightness(x, run.denoiser.scale)).save(out)
+    elif out.suffix.lower() == ".txt":
+        out.write_text("\n".join(map(str, run.denoiser.decode(x.cpu()))) + "\n", encoding="utf-8")
     elif out.suffix.lower() == ".npy":
         np.save(out, x.cpu().numpy(), allow_pickle=False)
     else:

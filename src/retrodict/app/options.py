@@ -19,8 +19,15 @@ from retrodict.core.errors import InputError, near, require
 from retrodict.processes import Process, processes
 
 
-def parse_process(text: str) -> Process:
-    """The process that ``text`` names.
+def name_of_process(text: str) -> str:
+    """The name in ``text``, which is registered."""
+    name = text.strip().partition(":")[0]
+    processes[name]  # raises, with the nearest name
+    return name
+
+
+def parse_process(text: str, known: Mapping[str, Any] | None = None) -> Process:
+    """The process that ``text`` names; options that it needs and leaves out are taken from what is ``known``.
 
     >>> parse_process("vp:cosine")
     VP(schedule='cosine')
@@ -31,7 +38,7 @@ def parse_process(text: str) -> Process:
     ...
     retrodict.core.errors.InputError: unknown process 'edn'; known: edm, ... Did you mean 'edm'?
     """
-    name, _, rest = text.strip().partition(":")
+    name, rest = name_of_process(text), text.strip().partition(":")[2]
     make = processes[name]
     parameters = inspect.signature(make).parameters
     words: dict[str, Any] = {}
@@ -50,6 +57,8 @@ def parse_process(text: str) -> Process:
             )
         require(option not in words, f"process {text!r} gives {option!r} twice")
         words[option] = _typed(value, str(parameters[option].annotation), f"{option} of process {name!r}")
+    needed = {p.name for p in parameters.values() if p.default is p.empty}
+    words |= {k: v for k, v in (known or {}).items() if k in needed and k not in words and v is not None}
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in words]
     require(not missing, f"process {name!r} needs {', '.join(missing)}; write it as {name}:VALUE, for example {name}:2")
     return make(**words)
