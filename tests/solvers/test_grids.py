@@ -16,7 +16,7 @@ DISCRETE = ("leading", "linspace", "trailing")
 
 
 @pytest.mark.parametrize("process", ONE_ENDED)
-@pytest.mark.parametrize("grid", [g for g in grids if g != "times"])
+@pytest.mark.parametrize("grid", [g for g in grids if g not in ("times", "log-odds")])
 def test_end_points_are_exact_and_times_decrease(grid, process):
     path = ONE_ENDED[process]
     for n in (1, 2, 7, 40):
@@ -122,6 +122,11 @@ def test_regrid_keeps_the_solver():
 def test_bad_grids_say_what_is_wrong(grid, message):
     with pytest.raises(InputError, match=message):
         rd.plan("ddim", rd.VP(), grid=grid, steps=3 if isinstance(grid, str) else None)
+
+
+def test_log_odds_are_for_discrete_states():
+    with pytest.raises(InputError, match="discrete processes"):
+        rd.plan("ddim", rd.VP(), grid="log-odds", steps=3)
 
 
 @pytest.mark.parametrize("grid", ["leading", "linspace", "trailing"])

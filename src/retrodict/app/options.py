@@ -36,7 +36,7 @@ def parse_process(text: str, known: Mapping[str, Any] | None = None) -> Process:
     >>> parse_process("edn")
     Traceback (most recent call last):
     ...
-    retrodict.core.errors.InputError: unknown process 'edn'; known: edm, ... Did you mean 'edm'?
+    retrodict.core.errors.InputError: unknown process 'edn'; known: ... Did you mean 'edm'?
     """
     name, rest = name_of_process(text), text.strip().partition(":")[2]
     make = processes[name]

@@ -107,6 +107,10 @@ class _Recipe:
                 return made
             low, high = (guess + 1, high) if made.nfe < nfe else (low, guess - 1)
             guess = min(max(round(guess * nfe / made.nfe), low), high)
+        for guess in set(range(1, int(nfe) + 1)) - set(counts):  # where evaluations do not grow with every step
+            counts[guess] = self.make(guess).nfe
+            if counts[guess] == nfe:
+                return self.make(guess)
         below = max((c for c in counts.values() if c < nfe), default=None)
         above = min((c for c in counts.values() if c > nfe), default=None)
         neighbours = " or ".join(str(v) for v in (below, above) if v is not None)
