@@ -324,7 +324,7 @@ def test_contradictions_are_named() -> None:
     still = StateSpace(Gaussian(torch.zeros(1), 1.0), LinearGaussian(1.0, 0.0, 0.0))
     with pytest.raises(InputError, match="observation at time 1 of series 0 has no noise of its own"):
         rd.condition(still, Observed([0.0, 1.0], noise=0.0))
-    with pytest.raises(InputError, match="y has 2 coordinates .* observation law 1"):
+    with pytest.raises(InputError, match=r"y has 2 coordinates .* observation law 1"):
         rd.condition(
             StateSpace(Gaussian(torch.zeros(1), 1.0), LinearGaussian(1.0, 0.0, 1.0), LinearGaussian(1.0, 0.0, 1.0)),
             Observed(np.zeros((3, 2))),

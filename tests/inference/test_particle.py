@@ -265,7 +265,9 @@ def test_what_goes_wrong_is_said():
     )
     with pytest.raises(ParticlesDied, match=r"at time 7: all 50 particles of series 0.*node 2"):
         rd.condition(cut, Observed([0.0, 1.0, 9.0], times=[5, 6, 7]), method="bootstrap", particles=50)
-    finite = StateSpace(Categorical(torch.zeros(2)), Finite.of(torch.full((2, 2), 0.5)), lambda x: Normal(x.double(), 1.0))
+    finite = StateSpace(
+        Categorical(torch.zeros(2)), Finite.of(torch.full((2, 2), 0.5)), lambda x: Normal(x.double(), 1.0)
+    )
     with pytest.raises(InputError, match="the states are finite"):
         rd.condition(finite, Observed([0.0]), method="guided")
     for options, message in [
