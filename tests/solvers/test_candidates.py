@@ -13,10 +13,12 @@ import torch
 
 import retrodict as rd
 from retrodict.core.errors import InputError
+from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser, Step
 from retrodict.exact import Atoms
 from retrodict.kernels import Belief
 from retrodict.particles.weights import CHOICE
+from retrodict.solvers import general
 from retrodict.solvers.plan import Call, Eval, Row
 from solvers.discrete_laws import all_states, start_of, transition, tv
 
@@ -172,6 +174,20 @@ def test_one_parent_for_all():
     u = (torch.arange(1000, dtype=torch.float64)[:, None] + 0.5) / 1000
     counts = CHOICE.counts(weights, u, 3)
     assert bool(((counts == 3).sum(1) == 1).all()) and counts.sum(0).tolist() == [1500, 600, 900]
+
+
+def test_one_is_kept_where_all_are_worth_the_same():
+    """Equal weights are no reason to keep several: the candidates of a sample have one ancestor after every choice."""
+    base = Atoms(torch.tensor([[0, 1], [1, 0]])).denoiser(rd.Uniform(2))
+    plan = rd.plan("step", base.process, steps=3)
+    noise = KeyedNoise(0, range(300), dtype=torch.float64)
+    start = base.prior((2,), noise.stream("prior"))
+    equal = Valued(base, lambda x: 0.0 * x[:, 0].double())
+    run = general.run(plan, equal, start, noise, {}, population=rd.Population(candidates=3))
+    assert run.ancestors is not None
+    families = run.ancestors.view(-1, 3)
+    assert bool((families == families[:, :1]).all())
+    assert torch.bincount(families[:, 0] % 3).min() > 15  # each is as likely: 33 of 100, false alarm below 1e-4
 
 
 @pytest.mark.parametrize(
