@@ -135,7 +135,7 @@ def build(
     paths: dict[str, Any],
 ) -> Report:
     """The report as plain data."""
-    plan = rd.sample(denoiser, 1, nfe=8, label=0, progress=False).plan
+    plan = rd.sample(denoiser, 1, nfe=8, label=0, guidance=GUIDANCE, progress=False).plan
     return Report(
         title="Handwritten digits, run backward",
         subtitle="A diffusion model of 1,497 real scans, sampled in a few network evaluations",
