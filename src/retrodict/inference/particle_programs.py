@@ -72,7 +72,7 @@ class _Tape:
 
     def apply(self, f: Callable[..., Any], *operands: Any) -> _Written:
         """Do it, and write it down; the result's memory is used again at every replay."""
-        slots = [self.operand(x) for x in _thin(operands)]
+        slots = [self.operand(x) for x in (operands if f is np.matmul else _thin(operands))]
         with np.errstate(all="ignore"):
             out = self.written(np.asarray(f(*(self.values[i] for i in slots)), dtype=np.float64))
         self.ops.append((f, slots[0], slots[1] if len(slots) > 1 else None, out.slot, True))

@@ -199,7 +199,7 @@ class _Machine:
                 before, ancestors = x, self.everyone
                 if k == 1 or k % uniforms.size == 0:
                     uniforms.hold(k)
-                if ahead or self.poor:
+                if log_w is not None and (ahead or self.poor):
                     x, log_w, ancestors = self._select(k, x, log_w, uniforms(k))
                 parent = x
                 x, increment = model.move(k, parent, next(innovations))
@@ -212,6 +212,7 @@ class _Machine:
                 node = Node(k, x, log_w, self.w, ancestors, node, model.running(k))
                 for observe in self.observers:
                     observe(node)
+        assert log_w is not None  # there is a node 0
         return self._finish(x, log_w)
 
     def _innovations(self, noise: Noise) -> Iterator[Any]:
@@ -248,8 +249,7 @@ class _Machine:
     # -- resampling -----------------------------------------------------------------------------------------
 
     def _select(self, k: int, x: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Parents of the particles of node k: their states, log-weights (None: zeros), and indices where someone asks.
-        """
+        """Parents of the particles of node k: states, log-weights (None: zeros), and indices where someone asks."""
         eta = self.model.look_ahead(k - 1, x)
         poor, w = self.poor, self.w
         if eta is not None:
