@@ -53,9 +53,11 @@ def digits(scale: float) -> dict[str, Any]:
     classifier = feature_classifier(data.x, data.conditions["label"], seed=0)
     label = torch.arange(500) % 10
     rows, shown = [], {}
+    small = {"channels": [32, 64], "dropout": 0.1}
     cases = {
+        "Blackout, law": (rd.Blackout(17), {"predicts": "law", "network_options": small}, 700, 64),
+        "Masked, law": (rd.Masked(17), {"network_options": small}, 700, 64),
         "Blackout, mean": (rd.Blackout(17), {}, 900, 128),
-        "Masked, law": (rd.Masked(17), {"network_options": {"channels": [32, 64], "dropout": 0.1}}, 500, 64),
     }
     for name, (process, words, training, steps) in cases.items():
         begun = time.process_time()
