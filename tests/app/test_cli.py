@@ -134,8 +134,9 @@ def test_bug_shows_its_traceback() -> None:
 def test_ctrl_c_exits_130() -> None:
     """A real SIGINT while a command works."""
     code = """
-    import time
+    import signal, time
     from retrodict.app import cli, info
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background hands down "ignore"
     def work():
         print("working", flush=True)
         time.sleep(60)
