@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_a_chain_of_steps_has_the_same_entropy(name):
     for T in (1, 3, 12):
         total = last(process)
         levels = np.linspace(0, 1, T + 1)
-        for s, t in zip(levels, levels[1:]):
+        for s, t in pairwise(levels):
             q, believed = transition(process, t), belief_of(denoiser, x, float(t), None, {})
             for v in range(process.vocabulary):
                 seen = q[v] > 0
