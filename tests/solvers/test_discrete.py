@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_parallel_decoding_costs_one_over_the_steps(process):
         tv(law_of(rd.plan("step", process, steps=K, grid="uniform"), denoiser, start), target) for K in (8, 16, 32, 64)
     ]
     assert errors[0] > 0.02
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in pairwise(errors):
         assert 1.6 < coarse / fine < 3.0
 
 
