@@ -150,7 +150,7 @@ def test_tau_leaping_is_of_first_order(name):
                 )
         errors.append(tv(result[: process.vocabulary], law(process)))
     assert errors[0] > 2e-3
-    assert all(1.4 < a / b < 2.9 for a, b in zip(errors, errors[1:])), errors
+    assert all(1.4 < a / b < 2.9 for a, b in pairwise(errors)), errors
 
 
 @pytest.mark.parametrize("process", [Uniform(3, "exponential", 6.0), CASES["blackout"], Masked(3)], ids=repr)
