@@ -55,7 +55,7 @@ PLANS: list[tuple[str, str, dict[str, Any], int, list[int]]] = [
     ("UniPC 3", "unipc", {"order": 3}, 4, [5]),
     ("flow Adams-Bashforth 2", "flow-ab", {}, 2, [4]),
     ("velocity Adams-Bashforth 2", "velocity-ab", {}, 2, [4]),
-    ("auto", "auto", {}, 3, [6]),
+    ("auto", "auto", {}, 4, [8]),
     ("Heun", "heun", {}, 2, [2, 3]),
     ("midpoint", "rho-rk", {"tableau": "midpoint"}, 2, [2, 3]),
     ("Kutta 3", "rho-rk", {"tableau": "kutta3"}, 3, [2, 3, 4]),
