@@ -1,0 +1,7 @@
+"""Steering: goals as potentials on the reverse path, with the weights that make the answer right."""
+
+from retrodict.steering.measurement import Measurement
+from retrodict.steering.potential import Node, Potential, Tilt
+from retrodict.steering.steered import Steered
+
+__all__ = ["Measurement", "Node", "Potential", "Steered", "Tilt"]

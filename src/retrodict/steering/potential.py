@@ -1,0 +1,131 @@
+"""A potential on the reverse path: what every way of steering is made of.
+
+A goal is a log potential ``l(x0)`` on clean states: a log-likelihood, a reward, a class probability.  Along the path it
+becomes ``log h_t(x)``, an approximation of ``log E[exp l(x0) | x_t = x]``, and it acts in two ways, on their own or
+together:
+
+    as drift     D_h = D + (sigma^2/alpha) grad log h_t(x): a denoiser again, which every plan runs unchanged
+    as weight    log w += log h_s(x_s) - log h_t(x_t) + log p(x_s | x_t) - log K(x_s | x_t),    h_0 = exp l
+
+With the weights the answer is right for any h_t at t > 0 and any drift (in the limit of many particles); the quality of
+h only changes the variance of the weights.  Without them it is as good as h is.  Potentials add up.
+
+All that a potential sees is in the user's units: states through the inverse of the denoiser's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrodict.core.errors import InputError
+from retrodict.core.lin import Lin
+from retrodict.core.noise import Noise
+from retrodict.kernels import Belief, Categorical
+from retrodict.processes import GaussianPath, Process
+
+
+class Node:
+    """A state under evaluation, and what a potential may ask about it.
+
+    Args:
+        x: ``(batch, *shape)`` in the model's units, part of a graph where a potential wants derivatives.
+        t: time, a number or ``(batch,)``; belief: the unsteered belief there; scale: of the denoiser.
+
+    Attributes:
+        mean: the posterior mean D in the user's units ``(batch, *shape)``, with the graph that leads to x.
+        law: for discrete states the marginal law of each coordinate.
+        alpha, sigma: of the path at t, numbers (or ``(batch, 1, ...)``); None for discrete states.
+    """
+
+    def __init__(self, x: Tensor, t: float | Tensor, belief: Belief, process: Process, scale: Any) -> None:
+        self.x, self.t, self.belief, self.process, self._scale = x, t, belief, process, scale
+        self.law: Categorical | None = belief.law
+        self.alpha, self.sigma = _coefficients(process, t, x)
+        self.mean = belief.mean if scale is None or belief.law is not None else scale.inverse(belief.mean)
+
+    @property
+    def batch(self) -> int:
+        """Number of states."""
+        return len(self.x)
+
+    def stretch(self, v: Tensor) -> Tensor:
+        """A difference of states from the model's units to the user's."""
+        return v if self._scale is None else v * self._scale.scale.to(v)
+
+    def shrink(self, v: Tensor) -> Tensor:
+        """A difference of states from the user's units to the model's."""
+        return v if self._scale is None else v / self._scale.scale.to(v)
+
+    def covariance_times(self, v: Tensor) -> Tensor:
+        """``C v`` with C = Cov(x0 | x_t), in the user's units ``(batch, *shape)``.
+
+        From the belief's own covariance where it has one; else ``C = (sigma^2/alpha) dD/dx``, one backward pass.
+        """
+        if self.belief.cov is not None:
+            shape = v.shape
+            return self.stretch(self.belief.covariance().mv(self.stretch(v).flatten(1)).reshape(shape))
+        if not self.x.requires_grad:
+            raise InputError("a derivative of the denoiser is needed here: the potential has to declare graph = True")
+        (product,) = torch.autograd.grad(self.belief.mean, self.x, self.stretch(v).to(self.x), retain_graph=True)
+        return self.stretch(product * (self.sigma**2 / self.alpha))
+
+    def covariance(self) -> Lin:
+        """The whole of C as a dense map on flattened states, in the user's units; oracles have it."""
+        cov = self.belief.covariance()
+        if self._scale is None or self._scale.is_identity:
+            return cov
+        s = self._scale.scale.to(self.x).expand(self.x.shape[1:]).flatten()
+        stretch = Lin.diagonal(s)
+        return stretch @ cov @ stretch
+
+
+def _coefficients(process: Process, t: float | Tensor, x: Tensor) -> tuple[Any, Any]:
+    if not isinstance(process, GaussianPath):
+        return None, None
+    if isinstance(t, Tensor) and t.ndim:
+        shape = (-1, *(1,) * (x.ndim - 1))
+        return process.alpha(t).to(x).reshape(shape), process.sigma(t).to(x).reshape(shape)
+    return max(float(process.alpha(float(t))), 1e-12), float(process.sigma(float(t)))
+
+
+@dataclass
+class Tilt:
+    """What a potential answers at a node.
+
+    Attributes:
+        log_h: ``(batch,)`` float64.
+        shift: of the posterior mean, ``C grad`` of log h, ``(batch, *shape)`` in the user's units; None for no drift.
+        law: for discrete states the law of each coordinate under the potential; None leaves it.
+        draw: ``noise -> x0``, a draw from the posterior given the potential as well, in the user's units.
+    """
+
+    log_h: Tensor
+    shift: Tensor | None = None
+    law: Categorical | None = None
+    draw: Callable[[Noise], Tensor] | None = None
+
+
+class Potential:
+    """A goal; subclasses give `likelihood` and `at`.
+
+    Attributes:
+        graph: whether `at` takes derivatives of the denoiser.
+    """
+
+    graph: bool = False
+
+    def likelihood(self, x0: Tensor) -> Tensor:
+        """``l(x0)`` of clean states in the user's units, ``(batch,)``."""
+        raise NotImplementedError
+
+    def at(self, node: Node) -> Tilt:
+        """``log h_t`` at a node, and what it does to the belief."""
+        raise NotImplementedError
+
+    def check(self, shape: tuple[int, ...] | None, process: Process) -> None:
+        """Raise unless the potential applies to states of this shape on this process."""
