@@ -21,17 +21,19 @@ DATA = M8.sample(48, seed=3)
 def _round_trip(steps: int, dtype: torch.dtype, **options) -> float:
     """Relative L2 error of data that are encoded and generated again from the pair of states."""
     encode, generate = inverse(rd.plan("bdia", VP, steps=steps, end=1e-3, **options))
-    x = DATA.to(dtype)
+    x, denoiser = DATA.to(dtype), M8.denoiser(VP).to(dtype)
     with torch.no_grad():
-        back = run(generate, DENOISER, torch.stack(run(encode, DENOISER, x, {}), 1), {})[0]
+        back = run(generate, denoiser, torch.stack(run(encode, denoiser, x, {}), 1), {})[0]
+    assert back.dtype == dtype
     return float(relative(back - x, x).square().mean().sqrt())
 
 
 class TestBdia:
     @pytest.mark.parametrize("options", [{}, {"transfer": "heun"}, {"form": "edm"}, {"gamma": 0.9}], ids=str)
-    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-7)])
     def test_round_trip_of_twenty_steps(self, options, dtype, bound):
-        """x/alpha is 150 times larger than x at the noisy end of this path, and so are its roundings."""
+        """x/alpha is 150 times larger than x at the noisy end of this path, and so are its roundings.  States are
+        float64 in both, so that what a float32 denoiser adds is the rounding of its last answer."""
         growth = 150 if options == {"form": "edm"} else 10 if "gamma" in options else 1
         assert _round_trip(20, dtype, **options) < growth * bound
 

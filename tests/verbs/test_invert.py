@@ -58,6 +58,20 @@ def test_fixed_point_of_other_solvers(denoiser, solver):
     assert float((again.x - DATA).abs().max()) < 1e-11
 
 
+def test_a_float32_network_gives_the_data_back_in_float32():
+    """States are carried in float64: the network is asked twice about the same ones, and its roundings cancel.  In
+    other batches its answers are rounded differently, which the way back multiplies by some hundreds."""
+    torch.manual_seed(0)
+    x = LAW.sample(512, seed=2).float()
+    network = rd.fit(VP("cosine"), x, steps=60, batch_size=64, seed=0, progress=False)
+    found = rd.invert(network, x[:16])
+    assert found.states.dtype == torch.float64 and found.errors["carried"] < 1e-7
+    again = rd.sample(network, 16, init=found, progress=False).x
+    assert again.dtype == torch.float32 and float((again - x[:16]).norm() / x[:16].norm()) < 2e-7
+    apart = rd.sample(network, 16, init=found, batch_size=5, progress=False).x
+    assert float((apart - x[:16]).norm() / x[:16].norm()) < 1e-4
+
+
 def test_encoding_is_an_approximation(denoiser):
     found = rd.invert(denoiser, DATA, solver="ddim", method="encode", check=False)
     again = rd.sample(denoiser, 8, init=found, progress=False)

@@ -5,6 +5,9 @@ evaluation the denoiser books a log-weight for the move that led there, and when
 degenerate its particles are redrawn.  Keys of noise belong to slots, never to ancestors, so siblings part.
 
 The executor knows no weight formula: `Denoiser.increment` and `Denoiser.final` carry them all.
+
+Plans that carry a pair of states, which are those of an inversion, combine and return their states in float64 whatever
+the denoiser's dtype: a run and its inverse then ask the denoiser about the same states, rounded alike.
 """
 
 from __future__ import annotations
@@ -99,7 +102,10 @@ class _Machine:
         self.plan, self.denoiser, self.noise, self.condition = plan, denoiser, noise, dict(condition)
         states = (x,) if len(plan.starts) == 1 else x.unbind(1)
         x = states[0]
-        self.x: dict[int, Tensor] = dict(zip(plan.starts, states))
+        self.dtype, self.row_dtype = x.dtype, x.dtype
+        if plan.paired:
+            self.dtype, self.row_dtype = denoiser.dtype, torch.float64
+        self.x: dict[int, Tensor] = dict(zip(plan.starts, (state.to(self.row_dtype) for state in states)))
         self.beliefs: dict[int, Belief] = {}
         self.rows = NoiseRows(noise.stream("rows"), plan.noises, tuple(x.shape[1:]), denoiser.temperature**0.5)
         self.result = Run(x)
@@ -140,7 +146,7 @@ class _Machine:
         if self.answered is not None and torch.equal(self.answered[0], x):
             return self.answered[1]
         t = node.t if node.clock is None else self.x[node.clock]
-        belief = self.denoiser.belief(x, t, **self.condition)
+        belief = self.denoiser.belief(x.to(self.dtype), t, **self.condition)
         self.result.calls += 1
         self.answered = (x, belief) if self.denoiser.timeless else None
         return belief
@@ -156,7 +162,7 @@ class _Machine:
         for m, c in row.z.items():
             z = self.rows[m]
             terms.append((z, c))
-        out = torch.mul(terms[0][0], terms[0][1])
+        out = torch.mul(terms[0][0].to(self.row_dtype), terms[0][1])
         for value, coefficient in terms[1:]:
             out.add_(value, alpha=coefficient)
         if self.population is not None and noisy:
@@ -262,7 +268,11 @@ class _Machine:
             share = float(self.result.ess[-1].min()) / self.size
             if share < 0.05:
                 warnings.warn(f"weights degenerate: effective sample size {share:.1%} of the population", stacklevel=3)
-        self.result.x, self.result.also = out, [self.x[r] for r in self.plan.also]
+        # what an encoder returns is started from again; anything else is a result
+        self.result.x, self.result.also = (
+            out if self.plan.also else out.to(self.dtype),
+            [self.x[r] for r in self.plan.also],
+        )
         return self.result
 
 

@@ -45,7 +45,8 @@ class Inversion:
     """Where samples come from: what `retrodict.invert` returns, and `sample(init=...)` takes.
 
     Attributes:
-        states: ``(n, m, *shape)``, m = 2 for a pair of successive states, 1 for a start alone, in the model's units.
+        states: ``(n, m, *shape)``, m = 2 for a pair of successive states, in float64, 1 for a start alone; in the
+            model's units.
         plan: regenerates from all m states.
         errors: relative L2 errors of regenerated states, root mean square over the samples: "carried" from these
             states, "start alone" from the first of a pair, "ddim" of DDIM's encoding on the same times.

@@ -126,4 +126,5 @@ def _errors(found: Inversion, plan: Plan, denoiser: Denoiser, x: Tensor, conditi
     if found.plan is plan:
         del made["start alone"]
     rms = lambda miss: float(relative(miss, x).square().mean().sqrt())  # noqa: E731
-    return {name: rms(run(p, denoiser, start, condition)[0] - x) for name, (p, start) in made.items()}
+    state = lambda p, start: start if p.paired else start.to(x.dtype)  # noqa: E731
+    return {name: rms(run(p, denoiser, state(p, start), condition)[0] - x) for name, (p, start) in made.items()}

@@ -371,7 +371,7 @@ def _start(
 ) -> Tensor:
     if inputs.init is not None:
         x = inputs.init[where // inputs.copies]
-        return x.to(noise.dtype) if x.is_floating_point() else x
+        return x.to(noise.dtype) if x.is_floating_point() and not plan.paired else x
     return denoiser.prior(inputs.shape, noise.stream("prior"), condition.get("x1"))
 
 
