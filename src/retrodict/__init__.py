@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrodict import exact
+    from retrodict import exact, operators
     from retrodict.data import Data, load_data
     from retrodict.denoisers import Anneal, Denoiser, Guided, Product, Thresholded
     from retrodict.denoisers.diffusers import from_diffusers
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Uniform,
     )
     from retrodict.solvers import Parallel, Plan, Remask, plan
+    from retrodict.steering import Measurement
     from retrodict.verbs import (
         Guidance,
         Inversion,
@@ -71,6 +72,7 @@ __all__ = [
     "JumpProcess",
     "Masked",
     "MeanReverting",
+    "Measurement",
     "Observed",
     "Parallel",
     "Plan",
@@ -96,6 +98,7 @@ __all__ = [
     "invert",
     "load",
     "load_data",
+    "operators",
     "plan",
     "sample",
     "save",
@@ -139,6 +142,7 @@ _HOMES = {
     "Plan": "retrodict.solvers",
     "Remask": "retrodict.solvers",
     "plan": "retrodict.solvers",
+    "Measurement": "retrodict.steering",
     "Guidance": "retrodict.verbs",
     "Inversion": "retrodict.verbs",
     "Samples": "retrodict.verbs",
@@ -160,9 +164,11 @@ _MODULES = (
     "inference",
     "kernels",
     "objectives",
+    "operators",
     "particles",
     "processes",
     "solvers",
+    "steering",
     "training",
 )
 

@@ -36,12 +36,18 @@ from retrodict.processes import GaussianPath, Process
 
 @dataclass(frozen=True)
 class Choice:
-    """A solver with its grid, stochasticity and options; a grid of None is the solver's own."""
+    """A solver with its grid, stochasticity and options; a grid of None is the solver's own.
 
-    solver: str
+    Attributes:
+        solver: a name, or a `Solver` that is in no registry, which a conditioned denoiser brings.
+        weighted: whether a population may run it with weights.
+    """
+
+    solver: Any
     grid: Any = None
-    eta: float = 0.0
+    eta: float | None = 0.0
     options: dict[str, Any] = field(default_factory=dict)
+    weighted: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from retrodict.solvers.weights import Levels
 
 
 def plan(
-    solver: str,
+    solver: str | Solver,
     process: Process,
     steps: int | None = None,
     nfe: int | None = None,
@@ -30,7 +30,7 @@ def plan(
     """Make a plan: a sampler as data.
 
     Args:
-        solver: a registered name (`retrodict.solvers.solvers` lists them).
+        solver: a registered name (`retrodict.solvers.solvers` lists them), or a `Solver`.
         process: the process to run backward.
         steps: intervals of the grid; or ``nfe``: evaluations per sample, from which the steps are found.
         grid: a grid name or object, or decreasing times (then steps and nfe may be left out); None is the
@@ -46,7 +46,7 @@ def plan(
     >>> rd.plan("ddim", rd.VP(), nfe=5).nfe
     5
     """
-    entry = solvers[solver]
+    entry = solver if isinstance(solver, Solver) else solvers[solver]
     options = entry.check_options(options)
     eta = entry.check_eta(eta)
     chosen = default_grid(entry, process) if grid is None else as_grid(grid)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from retrodict.core.lin import Lin
 from retrodict.core.noise import Noise
 from retrodict.kernels import Belief, Categorical
 from retrodict.processes import GaussianPath, Process
+
+if TYPE_CHECKING:
+    from retrodict.denoisers import Denoiser
 
 
 class Node:
@@ -61,22 +65,44 @@ class Node:
         """A difference of states from the user's units to the model's."""
         return v if self._scale is None else v / self._scale.scale.to(v)
 
-    def covariance_times(self, v: Tensor) -> Tensor:
+    def covariance_times(self, v: Tensor, differentiable: bool = False) -> Tensor:
         """``C v`` with C = Cov(x0 | x_t), in the user's units ``(batch, *shape)``.
 
         From the belief's own covariance where it has one; else ``C = (sigma^2/alpha) dD/dx``, one backward pass.
+        ``differentiable`` keeps the graph of the product itself.
         """
-        if self.belief.cov is not None:
+        if self._own is not None:
             shape = v.shape
-            return self.stretch(self.belief.covariance().mv(self.stretch(v).flatten(1)).reshape(shape))
+            return self.stretch(self._own.mv(self.stretch(v).flatten(1).to(self._own.value)).reshape(shape)).to(v)
+        self._needs_graph()
+        (product,) = torch.autograd.grad(
+            self.belief.mean, self.x, self.stretch(v).to(self.x), retain_graph=True, create_graph=differentiable
+        )
+        return self.stretch(product * (self.sigma**2 / self.alpha))
+
+    def drift_of(self, log_h: Tensor) -> Tensor:
+        """The shift of the mean that belongs to a potential ``log_h (batch,)`` with a graph that leads to x.
+
+        It is ``(sigma^2/alpha) d log_h/dx``, in the user's units ``(batch, *shape)``.
+        """
+        self._needs_graph()
+        if not log_h.requires_grad:
+            return torch.zeros_like(self.mean)
+        (gradient,) = torch.autograd.grad(log_h.sum(), self.x, retain_graph=True)
+        return self.stretch(gradient * (self.sigma**2 / self.alpha))
+
+    def _needs_graph(self) -> None:
         if not self.x.requires_grad:
             raise InputError("a derivative of the denoiser is needed here: the potential has to declare graph = True")
-        (product,) = torch.autograd.grad(self.belief.mean, self.x, self.stretch(v).to(self.x), retain_graph=True)
-        return self.stretch(product * (self.sigma**2 / self.alpha))
+
+    @cached_property
+    def _own(self) -> Lin | None:
+        """The belief's own covariance, in the model's units on flattened states."""
+        return None if self.belief.cov is None else self.belief.covariance()
 
     def covariance(self) -> Lin:
         """The whole of C as a dense map on flattened states, in the user's units; oracles have it."""
-        cov = self.belief.covariance()
+        cov = self.belief.covariance() if self._own is None else self._own
         if self._scale is None or self._scale.is_identity:
             return cov
         s = self._scale.scale.to(self.x).expand(self.x.shape[1:]).flatten()
@@ -115,9 +141,11 @@ class Potential:
 
     Attributes:
         graph: whether `at` takes derivatives of the denoiser.
+        drift: whether it moves the mean; if not it only weighs.
     """
 
     graph: bool = False
+    drift: bool = True
 
     def likelihood(self, x0: Tensor) -> Tensor:
         """``l(x0)`` of clean states in the user's units, ``(batch,)``."""
@@ -129,3 +157,11 @@ class Potential:
 
     def check(self, shape: tuple[int, ...] | None, process: Process) -> None:
         """Raise unless the potential applies to states of this shape on this process."""
+
+    def bind(self, denoiser: Denoiser) -> Potential:
+        """The potential as it is used with a denoiser, which knows the units and the spread of its data."""
+        return self
+
+    def join(self, other: Potential) -> Potential | None:
+        """One potential for two goals, where that is better than their sum; None where it is not."""
+        return None

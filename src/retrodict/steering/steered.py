@@ -23,6 +23,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError, NonFiniteError
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.kernels import Belief
+from retrodict.solvers.auto import Choice
 from retrodict.steering.potential import Node, Potential, Tilt
 
 
@@ -33,19 +34,36 @@ class Steered(Denoiser):
         denoiser: what is steered; if it is steered already its potentials are kept.
         potentials: their log values add up.
         drift: whether the potentials move the mean; if not they only weigh.
+        preferred: the plan that ``solver="auto"`` makes; None for the table's.
+        method: in words, how the goals became potentials.
     """
 
     weighted = True
 
-    def __init__(self, denoiser: Denoiser, potentials: Sequence[Potential], drift: bool = True) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        potentials: Sequence[Potential],
+        drift: bool = True,
+        *,
+        preferred: Choice | None = None,
+        method: str = "",
+    ) -> None:
         before: list[Potential] = []
         if isinstance(denoiser, Steered):
+            preferred, method = preferred or denoiser.preferred, method or denoiser.method
             denoiser, before, drift = denoiser.denoiser, denoiser.potentials, drift and denoiser.drift
         super().__init__(denoiser.process, denoiser.shape, denoiser.conditions)
-        self.denoiser, self.potentials, self.drift = denoiser, [*before, *potentials], drift
+        self.denoiser, self.drift, self.preferred, self.method = denoiser, drift, preferred, method
         self.scale, self.codec, self.temperature = denoiser.scale, denoiser.codec, denoiser.temperature
-        for potential in self.potentials:
+        for potential in potentials:
             potential.check(denoiser.shape, denoiser.process)
+        self.potentials = [p.bind(denoiser) for p in _joined([*before, *potentials])]
+
+    @property
+    def needs_density(self) -> bool:
+        """Whether weighted moves need fresh noise: they are bent, and the bend has to be priced."""
+        return self.drift and any(p.drift for p in self.potentials)
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         graph = any(p.graph for p in self.potentials)
@@ -87,6 +105,20 @@ class Steered(Denoiser):
 
     def final(self, step: Step) -> Tensor:
         return self.denoiser.final(step) + self.likelihood(step.x) - _log_h(step.prev) + step.log_ratio
+
+
+def _joined(potentials: list[Potential]) -> list[Potential]:
+    """Goals that are better treated as one."""
+    out: list[Potential] = []
+    for potential in potentials:
+        for i, other in enumerate(out):
+            both = other.join(potential)
+            if both is not None:
+                out[i] = both
+                break
+        else:
+            out.append(potential)
+    return out
 
 
 def _log_h(belief: Belief) -> Tensor:

@@ -9,6 +9,7 @@ from retrodict.core.errors import InputError, InputTypeError
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.inference import condition_model
 from retrodict.inference.posterior import known_models, serving
+from retrodict.steering import steer
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ def condition(
     seed: int = 0,
     **options: Any,
 ) -> Any:
-    """Condition a denoiser on guidance, or a model on observations.
+    """Condition a denoiser on goals, or a model on observations.
 
     Args:
         what: a `Denoiser`, or a model (`StateSpace`, `SDE`, `Tree`, ...).
-        evidence: `Guidance` about a denoiser; `Observed` about a model.
-        method: "auto" (exact where the model is linear-Gaussian or finite, else guided particles), or a word:
-            "exact", "extended", "unscented", "bootstrap", "guided", ...; an unknown word names the known ones.
+        evidence: about a denoiser a potential (`Measurement`, ...), a list of them, or `Guidance`; `Observed` about a
+            model.
+        method: "auto", or a word; an unknown one names the known ones.  For measurements of a denoiser's data see
+            `retrodict.steering.methods`; of a model "auto" is exact where it is linear-Gaussian or finite, and guided
+            particles elsewhere.
         start: a known state at the model's start, where the model has no prior.
         steps: of an Euler grid between consecutive times.
         particles: how many, for the methods that have them (1,000 by default).
@@ -55,11 +58,14 @@ def condition(
     (True, (1, 3, 1))
     """
     if isinstance(what, Denoiser):
-        if method != "auto":
-            raise InputError(f"a denoiser is conditioned in one way; got method={method!r}")
+        for name, value in (("start", start), ("steps", steps), ("particles", particles)):
+            if value is not None:
+                raise InputError(f"{name}= is for models; a conditioned denoiser takes n and steps in sample")
         if isinstance(evidence, Guidance):
+            if method != "auto" or options:
+                raise InputError(f"guidance is one method; got method={method!r}")
             return Guided(what, evidence.scale)
-        raise InputError(f"evidence about a denoiser is Guidance(scale); got {type(evidence).__name__}")
+        return steer(what, evidence, method, **options)
     if not serving(type(what)):
         raise InputTypeError(f"condition takes a Denoiser or a model ({known_models()}), got {type(what).__name__}")
     given = {"start": start, "steps": steps, "particles": particles, "seed": seed, **options}

@@ -87,6 +87,9 @@ def sample(
     denoiser.check_condition(condition)
     if guidance != 1.0:
         denoiser, population = _guided(denoiser, guidance, population)
+    preferred = getattr(denoiser, "preferred", None) if solver == "auto" and plan is None else None
+    if preferred is not None and not preferred.weighted:  # its moves have no weights: they are for populations no plan
+        preferred, population = (None, population) if population not in ("auto", False) else (preferred, False)
     crowd = _population(denoiser, n, population)
     how = _parallel(parallel, crowd, trajectory)
     words = {"steps": steps, "nfe": nfe, "grid": grid, "eta": eta, "start": start, "end": end}
@@ -94,8 +97,9 @@ def sample(
         if plan is not None:
             raise InputError("an inversion brings its own plan: leave out plan=")
         plan, init = init.plan, init.init
-    plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd)
+    plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd, preferred)
     _check_start(plan, init)
+    _check_density(plan, denoiser, crowd)
     _check_ends(plan, x1)
     _check_values(denoiser.process, init, x1)
     shape = _shape(denoiser, shape, init if init is None or not plan.paired else init[:, 0], x1)
@@ -169,6 +173,7 @@ def _plan(
     options: dict[str, Any],
     guidance: float,
     crowd: Population | None,
+    preferred: auto.Choice | None = None,
 ) -> Plan:
     """The given plan, or one made from the words."""
     if plan is not None:
@@ -184,13 +189,29 @@ def _plan(
     if words["steps"] is None and words["nfe"] is None and not _is_times(words["grid"]):
         words["steps" if process.state != "real" else "nfe"] = 64 if process.state != "real" else 20
     if solver == "auto":
-        choice = auto.choose(process, words["nfe"] or words["steps"], guidance=guidance, population=crowd is not None)
+        budget = words["nfe"] or words["steps"]
+        choice = preferred or auto.choose(process, budget, guidance=guidance, population=crowd is not None)
         words = words | {
             "grid": choice.grid if words["grid"] is None else words["grid"],
             "eta": choice.eta if words["eta"] is None else words["eta"],
         }
         solver, options = choice.solver, choice.options | options
     return make_plan(solver, process, **words, **options)
+
+
+def _check_density(plan: Plan, denoiser: Denoiser, crowd: Population | None) -> None:
+    """Weights of moves that potentials bend are ratios of densities; potentials that only weigh need a population."""
+    if crowd is None and not getattr(denoiser, "needs_density", True):
+        raise InputError(
+            "the potentials only weigh, they do not move the samples: without a population they would be ignored; "
+            "ask for n >= 2, Population(size=K), or a method with a gradient such as 'mmps'"
+        )
+    if crowd is not None and getattr(denoiser, "needs_density", False) and not plan.has_density:
+        eta = plan.meta.get("eta")
+        raise InputError(
+            f"the plan {plan.meta.get('solver', '')!r} (eta={eta}) moves without fresh noise, and weights of a steered "
+            "population need densities: use solver='ddim' with eta=1 (or any eta above 0), or population=False"
+        )
 
 
 def _is_times(grid: Any) -> bool:
@@ -456,6 +477,7 @@ def _samples(
         effective,
         torch.stack(run.ess) if run.ess else None,
         path,
+        method=getattr(denoiser, "method", ""),
     )
 
 

@@ -41,7 +41,7 @@ class Samples:
             the bias) or "none" (steered, unweighted: pretty, and biased).
         nfe: denoiser evaluations per sample; passes: network passes per sample, two an evaluation under guidance.
         rounds: network calls that had to wait for each other; fewer than nfe where the run was parallel.
-        plan: the plan that ran.
+        plan: the plan that ran; method: of a conditioned denoiser, how its goals steered, in words.
     """
 
     x: Tensor
@@ -55,6 +55,7 @@ class Samples:
     ess_trace: Tensor | None = None
     trajectory: Trajectory | None = None
     rounds: int = 0
+    method: str = ""
 
     def __post_init__(self) -> None:
         self.rounds = self.rounds or self.nfe
@@ -89,6 +90,8 @@ class Samples:
     def __repr__(self) -> str:
         shape = "x".join(str(s) for s in self.x.shape[1:])
         parts = [f"{len(self)} of shape {shape}", f"{self.nfe} evaluations", f"correction={self.correction!r}"]
+        if self.method:
+            parts.append(f"method={self.method!r}")
         if self.correction == "weighted" and self.ess is not None:
             size = len(self) // len(self.ess)
             parts.append(f"ess {float(ess(self.log_weights.view(-1, size)).mean()):.0f} of {size}")
