@@ -42,7 +42,7 @@ ROOMS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # The front door: short modules outside the rooms that may name anything below the application.
-FRONT = {"__init__", "exact"}
+FRONT = {"__init__", "exact", "operators"}
 
 
 def name_of(path: Path) -> str:

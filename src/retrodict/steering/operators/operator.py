@@ -1,4 +1,12 @@
-"""The protocol of operators, batch first: ``A(x)``, and for linear ones ``A.adjoint(y)`` and more where it exists."""
+"""The protocol of operators, batch first: ``A(x)``, and for linear ones what their linearity gives.
+
+    adjoint    A^T y                          by hand where it is short, else what autograd finds
+    gram       the diagonal of A A^T          where A A^T is diagonal: masks, block means, orthonormal projections
+    singular   A = U diag(s) V^T              fast where it is known (`Singular`), else dense, for small problems
+    pinv       A^+ y                          from one of the two
+
+States are ``(batch, *shape)`` and measurements ``(batch, *output)``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,10 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
+from retrodict.steering.operators.singular import Singular, dense_singular
+
+#: Largest number of entries of a matrix that is written out to be decomposed: 64 million in float64 are half a GiB.
+MOST_ENTRIES = 1 << 26
 
 
 class Operator:
@@ -29,7 +41,7 @@ class Operator:
         return Composed(self, as_operator(other))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the measurement of a state of the given shape."""
+        """Shape of the measurement of a state of the given shape; raises where the two do not meet."""
         return tuple(self(torch.zeros(1, *shape)).shape[1:])
 
 
@@ -50,15 +62,53 @@ class Linear(Operator):
         d = math.prod(shape)
         return self(torch.eye(d, dtype=dtype).reshape(d, *shape)).reshape(d, -1).T.contiguous()
 
+    def gram(self, shape: tuple[int, ...]) -> Tensor | None:
+        """The diagonal of ``A A^T``, ``(*output)`` float64, where that is a diagonal matrix; else None."""
+        return None
+
+    def singular(self, shape: tuple[int, ...]) -> Singular:
+        """``A = U diag(s) V^T``; by a dense decomposition unless the operator knows better."""
+        output = self.output_shape(shape)
+        if math.prod(shape) * math.prod(output) > MOST_ENTRIES:
+            raise InputError(
+                f"{type(self).__name__} on states of shape {shape} has no fast singular form, and its matrix of "
+                f"{math.prod(output)} x {math.prod(shape)} is too large to decompose"
+            )
+        return dense_singular(self.matrix(shape), shape, output)
+
+    def pinv(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """``A^+ y``: of all states that fit y best, the shortest."""
+        gram = self.gram(shape)
+        if gram is None:
+            return self.singular(shape).pinv(y)
+        return self.adjoint(y / gram.to(y), shape)
+
 
 class NonLinear(Operator):
-    """A differentiable or black-box callable."""
+    """A callable ``(batch, *shape) -> (batch, *output)``; differentiable where a method asks for derivatives."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+class Function(Linear):
+    """A callable that the user says is linear."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        seen = self(x)
+        if not torch.allclose(self(3 * x[:1] - x[1:]), 3 * seen[:1] - seen[1:], rtol=1e-3, atol=1e-3):
+            raise InputError("linear=True, and f(3 a - b) is not 3 f(a) - f(b); leave out linear=")
+        return tuple(seen.shape[1:])
 
 
 class Matrix(Linear):
@@ -91,9 +141,30 @@ class Composed(Linear):
     def __call__(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.second.output_shape(self.first.output_shape(shape))
+
+    def adjoint(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        first, second = self._parts()
+        return first.adjoint(second.adjoint(y, first.output_shape(shape)), shape)
+
+    def gram(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Where the first operator's is constant it factors out of ``B A A^T B^T``."""
+        first, second = self._parts()
+        one = first.gram(shape)
+        two = second.gram(first.output_shape(shape))
+        if one is None or two is None or not torch.allclose(one, one.flatten()[0]):
+            return None
+        return one.flatten()[0] * two
+
+    def _parts(self) -> tuple[Linear, Linear]:
+        if not (isinstance(self.first, Linear) and isinstance(self.second, Linear) and self.linear):
+            raise InputError("this chain of operators is not linear, and has no adjoint")
+        return self.first, self.second
+
 
 class Adapted(Linear):
-    """A physics of `deepinv`: ``A``, and ``A_adjoint`` where it is linear."""
+    """A physics of `deepinv`: ``A``, and where it is linear ``A_adjoint`` and ``A_dagger``."""
 
     def __init__(self, physics: Any) -> None:
         self.physics, self.linear = physics, hasattr(physics, "A_adjoint")
@@ -102,7 +173,12 @@ class Adapted(Linear):
         return self.physics.A(x)
 
     def adjoint(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if not self.linear:
+            raise InputError(f"{type(self.physics).__name__} is not linear, and has no adjoint")
         return self.physics.A_adjoint(y)
+
+    def pinv(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return self.physics.A_dagger(y) if hasattr(self.physics, "A_dagger") else super().pinv(y, shape)
 
 
 def as_operator(value: Any) -> Operator:
@@ -112,10 +188,22 @@ def as_operator(value: Any) -> Operator:
     if hasattr(value, "A") and callable(value.A):
         return Adapted(value)
     if callable(value):
-        return NonLinear(value)
+        return NonLinear(value)  # type: ignore[arg-type]  # what it returns is seen when it is called
     try:
         return Matrix(value)
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputTypeError(
             f"an operator is one of rd.operators, a matrix, a deepinv physics or a callable; got {type(value).__name__}"
         ) from error
+
+
+def image_axes(x: Tensor, what: str) -> tuple[int, int]:
+    """Height and width of images ``(batch, ..., H, W)``, or an error that names the shape."""
+    if x.ndim < 3:
+        raise InputError(
+            f"{what} acts on images (..., height, width), got states of shape {tuple(x.shape[1:])}; "
+            "rd.operators.reshape(1, height, width) | ... makes images of vectors"
+        )
+    return x.shape[-2], x.shape[-1]
