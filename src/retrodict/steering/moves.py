@@ -68,8 +68,8 @@ def langevin(
         log_density: f; not needed where ``score`` is given.
         step: e, positive: a number, ``(batch,)``, or what broadcasts against x.
         score: grad f, instead of automatic differentiation.
-        momentum: m in [0, 1): ``v = m v + sqrt(e) s + sqrt(2 (1 - m)) z, x += sqrt(e) v`` from ``v = z``, the damped form used by Zhang
-            et al. (2025); 0 is plain Langevin.
+        momentum: m in [0, 1): ``v = m v + sqrt(e) s + sqrt(2 (1 - m)) z, x += sqrt(e) v`` from ``v = z``, damped
+            Hamiltonian moves without rejection; 0 is plain Langevin.
 
     Returns:
         states ``(batch, *shape)``; their law is off by O(step).
