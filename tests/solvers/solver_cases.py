@@ -80,7 +80,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sde-dpm-solver++": [{"order": 1}, {"order": 2, "weights": "midpoint"}, {"order": 3}, {"eta": 0.3}],
     "dpm-solver++-2s": [{"weights": "exact"}, {"nodes": "grid"}],
     "dpm-solver++-3s": [{"nodes": "grid"}],
-    "dpm-solver-v3": [{"order": 3}, {"order": 1}, {"corrector": False}],
+    "dpm-solver-v3": [
+        {"order": 3},
+        {"order": 1},
+        {"corrector": False},
+        {"order": 3, "pseudo": True, "corrector": "pseudo"},
+    ],
     "edm": [{"s_churn": 0.0}, {"s_noise": 1.05, "lacks": ("variance", "order")}],
     "euler-ancestral": [{"eta": 0.5}],
     "euler-maruyama": [{"eta": 0.5}],

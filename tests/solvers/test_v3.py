@@ -22,7 +22,10 @@ VP: Any = ONE_ENDED["vp-linear"]
 WORDS: dict[str, Any] = {"steps": 7, "grid": "logsnr", "end": 1e-3}
 LAM = np.linspace(-6, 8, 30)
 NOISE = Statistics(LAM, np.zeros(30), -np.ones(30), np.zeros(30))
-SMOOTH = Statistics(LAM, 0.5 - 0.5 * np.tanh(LAM), -0.5 - 0.5 * np.tanh(LAM), 0.2 * np.exp(-(LAM**2)))
+FINE = np.linspace(-6, 8, 400)
+SMOOTH, SMOOTH_FINE = (
+    Statistics(lam, 0.5 - 0.5 * np.tanh(lam), -0.5 - 0.5 * np.tanh(lam), 0.2 * np.exp(-(lam**2))) for lam in (LAM, FINE)
+)
 NARROW = GaussianMixture([0.2861, 0.4715, 0.2424], M8.means, [0.3102**2, 0.3835**2, 0.5964**2])
 
 
@@ -64,17 +67,44 @@ def test_measured_statistics_of_gaussian_data():
             assert np.abs(found.s).max() < 1e-6 and np.abs(found.b - drift).max() < 1e-4
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_orders_with_any_smooth_statistics(order):
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({"order": 3, "pseudo": True, "corrector": "pseudo"}, [[-1.7401356, -1.7009031], [-0.5223460, -0.3780230]]),
+        ({"order": 3, "pseudo": True}, [[-1.7759755, -1.9074243], [-0.5534183, -0.5738742]]),
+        ({"order": 3, "pseudo": True, "corrector": False}, [[-1.7909022, -2.1470155], [-0.5585214, -0.7973205]]),
+        ({"order": 2, "corrector": "pseudo"}, [[-1.7370044, -1.7257002], [-0.5321819, -0.4136881]]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_the_official_code(options, samples):
+    """Two samples of the authors' implementation (commit ba16871, in float64, with these statistics on 6,001 levels):
+    six steps uniform in log-SNR with the order dropped at the end.  Its integrals are trapezoids, good to 1e-7."""
+    plan = rd.plan("dpm-solver-v3", VP, steps=6, grid="logsnr", end=1e-3, statistics=SMOOTH_FINE, final=True, **options)
+    out = _out(plan, M8.denoiser(VP), starts("vp-linear")[:2])
+    assert torch.allclose(out, torch.tensor(samples, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        ({"order": 2, "corrector": False}, 2),
+        ({"order": 3, "corrector": False}, 3),
+        ({"order": 3, "pseudo": True, "corrector": False}, 2),
+        ({"order": 3, "pseudo": True}, 3),
+        ({"order": 3, "pseudo": True, "corrector": "pseudo"}, 2),
+        ({"order": 1, "corrector": "pseudo"}, 2),
+    ],
+    ids=str,
+)
+def test_orders_with_any_smooth_statistics(options, order):
     """The order is that of the interpolation, whatever l, s and b are; at high noise, where the ramp of the first steps
     must not matter, these are data prediction."""
     x = starts("vp-linear")
     denoiser = M8.denoiser(VP)
     exact = certificate.flow_map(denoiser, x, 1.0, 1e-3)
     found = certificate.convergence_order(
-        lambda n: rd.plan(
-            "dpm-solver-v3", VP, steps=n, grid="logsnr", end=1e-3, order=order, statistics=SMOOTH, corrector=False
-        ),
+        lambda n: rd.plan("dpm-solver-v3", VP, steps=n, grid="logsnr", end=1e-3, statistics=SMOOTH, **options),
         exact,
         expected=order,
         tol=0.25,
@@ -83,6 +113,7 @@ def test_orders_with_any_smooth_statistics(order):
         x=x,
     )
     assert found, found
+    assert rd.plan("dpm-solver-v3", VP, steps=3, **options).order == order
 
 
 def test_elementwise_rows_are_the_rows_of_numbers():
@@ -137,6 +168,7 @@ def test_files(tmp_path):
         (lambda: Statistics(LAM, LAM, LAM[1:], LAM), "one shape"),
         (lambda: rd.plan("dpm-solver-v3", VP, steps=3, statistics=3.0), "statistics are"),
         (lambda: rd.plan("dpm-solver-v3", VP, steps=3, order=0), "order"),
+        (lambda: rd.plan("dpm-solver-v3", VP, steps=3, corrector="psuedo"), "corrector"),
         (lambda: rd.plan("dpm-solver-v3", VP, steps=3, statistics="/no/such.safetensors"), "no statistics"),
         (lambda: statistics(M8.denoiser(VP), M8.sample(1)), "two data"),
     ],
