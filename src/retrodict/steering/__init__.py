@@ -4,6 +4,22 @@ from retrodict.steering.covariances import Covariance, covariances
 from retrodict.steering.measurement import Measurement
 from retrodict.steering.methods import methods, steer
 from retrodict.steering.potential import Node, Potential, Tilt
+from retrodict.steering.readout import Readout, fit_classifier, fit_value
+from retrodict.steering.reward import Reward
 from retrodict.steering.steered import Steered
 
-__all__ = ["Covariance", "Measurement", "Node", "Potential", "Steered", "Tilt", "covariances", "methods", "steer"]
+__all__ = [
+    "Covariance",
+    "Measurement",
+    "Node",
+    "Potential",
+    "Readout",
+    "Reward",
+    "Steered",
+    "Tilt",
+    "covariances",
+    "fit_classifier",
+    "fit_value",
+    "methods",
+    "steer",
+]

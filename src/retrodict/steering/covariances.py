@@ -29,6 +29,7 @@ from torch import Tensor
 from retrodict.core.errors import InputError, near
 from retrodict.core.registry import Registry
 from retrodict.kernels.laws import event_sum
+from retrodict.kernels.roots import covariance_root
 from retrodict.steering.krylov import gmres
 from retrodict.steering.potential import Node, Tilt
 
@@ -91,6 +92,10 @@ class Covariance:
         """``C v`` with the C inside M."""
         return node.covariance_times(v)
 
+    def spread(self, goal: Measurement, node: Node, z: Tensor) -> Tensor:
+        """``S z`` with ``S S^T = C``, of the C inside M."""
+        raise InputError(f"{type(self).__name__} has no root of its C to draw with; use 'isotropic', or an oracle")
+
     def solve(self, goal: Measurement, node: Node, e: Tensor) -> tuple[Tensor, Tensor]:
         """``M^-1 e`` and ``log det M`` (0 where M is not formed: any h keeps the weights right)."""
         product = lambda v: goal.push(node.mean, self.times(goal, node, goal.pull_back(node.mean, v)))  # noqa: E731
@@ -117,6 +122,12 @@ class Exact(Covariance):
     """The denoiser's own covariance."""
 
     inside = True
+
+    def spread(self, goal: Measurement, node: Node, z: Tensor) -> Tensor:
+        if node.belief.cov is None:
+            return super().spread(goal, node, z)
+        root = covariance_root(node.covariance().to(torch.float64))
+        return root.mv(z.flatten(1).double()).reshape(z.shape).to(z)
 
 
 @covariances.register("isotropic")
@@ -161,6 +172,9 @@ class Isotropic(Covariance):
     def times(self, goal: Measurement, node: Node, v: Tensor) -> Tensor:
         rho = node.sigma / node.alpha
         return goal.spread.stretch(goal.spread.stretch(v)) * self.squared(goal, rho)
+
+    def spread(self, goal: Measurement, node: Node, z: Tensor) -> Tensor:
+        return goal.spread.stretch(z) * self.squared(goal, node.sigma / node.alpha) ** 0.5
 
     def tilt(self, goal: Measurement, node: Node) -> Tilt:
         tilt = super().tilt(goal, node)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
+from retrodict.core.noise import Noise
 from retrodict.processes import GaussianPath, Process
 from retrodict.steering.covariances import Covariance, covariances
 from retrodict.steering.joined import Joined, Root, log_det, unroot
@@ -33,6 +36,21 @@ if TYPE_CHECKING:
 FLOOR = 0.02
 #: Measurements of more numbers than this are solved by products alone.
 DECOMPOSED = 1024
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A measurement of some coordinates ``c = V^T x`` of a state in the model's units, V with orthonormal columns.
+
+    Attributes:
+        y: their measured values ``(1, k)``; std: of the noise in each ``(k,)``, infinite where nothing was seen.
+        inwards: ``x (batch, *shape) -> V^T x (batch, k)``; outwards: ``c -> V c``.
+    """
+
+    y: Tensor
+    std: Tensor
+    inwards: Callable[[Tensor], Tensor]
+    outwards: Callable[[Tensor], Tensor]
 
 
 class Measurement(Potential):
@@ -93,7 +111,15 @@ class Measurement(Potential):
     def using(self, covariance: str, **options: Any) -> Measurement:
         """The same measurement with another choice of C and gain: a name of `covariances` and its options."""
         out = copy.copy(self)
+        out._forget()
         out.how = covariances[covariance](**options)
+        return out
+
+    def with_noise(self, noise: float) -> Measurement:
+        """The same measurement taken to have another standard deviation (of its unit noise, where it had a matrix)."""
+        out = copy.copy(self)
+        out.noise = float(noise)
+        out._forget()
         return out
 
     def check(self, shape: tuple[int, ...] | None, process: Process) -> None:
@@ -118,7 +144,7 @@ class Measurement(Potential):
 
     def bind(self, denoiser: Denoiser) -> Measurement:
         out = copy.copy(self)
-        out.__dict__.pop("spectrum", None)
+        out._forget()
         out._shape = denoiser.shape
         out.spread, out.closed = known_spread(denoiser)
         out._check_range()
@@ -130,13 +156,17 @@ class Measurement(Potential):
             return None
         parts: list[tuple[Operator, Root]] = [(self.operator, self.noise), (other.operator, other.noise)]
         out = copy.copy(self)
-        out.__dict__.pop("spectrum", None)
+        out._forget()
         out.operator, out.noise = Joined(parts), 1.0
         values = [unroot(g.noise, g.y.reshape(1, -1).double()).squeeze(0) for g in (self, other)]
         out.y = torch.cat(values)
         out.constant = self.constant + other.constant
         out.constant -= log_det(self.noise, self.y.numel()) + log_det(other.noise, other.y.numel())
         return out
+
+    def _forget(self) -> None:
+        for name in ("spectrum", "coordinates"):
+            self.__dict__.pop(name, None)
 
     def _check_range(self) -> None:
         """A measurement without noise is one that some state has."""
@@ -199,6 +229,38 @@ class Measurement(Potential):
         tilt.log_h = tilt.log_h.double() + (self.constant - 0.5 * self.size * math.log(2 * math.pi))
         return tilt
 
+    def draw(self, node: Node, noise: Noise) -> Tensor:
+        """A draw from ``N(D, C)`` given y, with the C inside M: exact for linear operators ``(batch, *shape)``.
+
+        A draw u of ``N(D, C)`` and one of the noise n are corrected as the mean is: ``u + C A^T M^-1 (y + n - A u)``
+        (Matheron's rule; Journel and Huijbregts 1978).
+        """
+        if not self.operator.linear:
+            raise InputError("an exact draw needs a linear operator; pass move='langevin', 'hmc' or 'metropolis'")
+        u = node.mean + self.how.spread(self, node, noise.normal(tuple(node.mean.shape[1:])).to(node.mean))
+        e = self.residual(u)
+        e = e + self.noise * noise.normal((self.size,)).to(e)
+        solved, _ = self.how.solve(self, node, e)
+        return u + self.how.times(self, node, self.pull_back(node.mean, solved)).to(u)
+
+    @cached_property
+    def coordinates(self) -> Coordinates:
+        """What was measured as coordinates of a state in the model's units; of linear operators and one unit."""
+        shape, operator = self._shape, self.operator
+        if not operator.linear or shape is None or not self.spread.uniform:
+            raise InputError(
+                "this method works on singular directions: it needs a linear operator, a denoiser that knows the shape "
+                "of its states, and one unit for all coordinates; 'mmps' and 'pigdm' need none of these"
+            )
+        singular: Any = operator.singular(shape)  # type: ignore[attr-defined]
+        zero = torch.zeros(1, *shape, dtype=torch.float64)
+        origin = zero if self.spread.scale is None else self.spread.scale.inverse(zero)
+        values = singular.values * self.spread.unit
+        keep = values > 1e-10 * values.max()
+        seen = singular.measured(self.y.double().reshape(1, *operator.output_shape(shape)) - operator(origin))
+        seen = torch.where(keep, seen / values, 0.0)
+        return Coordinates(seen, torch.where(keep, self.noise / values, torch.inf), singular.inwards, singular.outwards)
+
     # -- the operator at a state ------------------------------------------------------------------------------
 
     def pull_back(self, x0: Tensor, v: Tensor) -> Tensor:
@@ -216,8 +278,8 @@ class Measurement(Potential):
         """``A v`` for differences of states ``v (batch, *shape)``: of a non-linear operator its derivative at x0."""
         if self.operator.linear:
             return self.seen(v)
-        _, out = torch.func.jvp(self.operator, (x0.detach(),), (v.to(x0),))
-        return out.flatten(1)
+        moved: Any = torch.func.jvp(self.operator, (x0.detach(),), (v.to(x0),))
+        return moved[1].flatten(1)
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor | None] | None:

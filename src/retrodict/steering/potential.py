@@ -32,6 +32,9 @@ from retrodict.processes import GaussianPath, Process
 if TYPE_CHECKING:
     from retrodict.denoisers import Denoiser
 
+#: Share of signal, alpha/sigma, below which a state says nothing of the clean end.
+PURE_NOISE = 0.01
+
 
 class Node:
     """A state under evaluation, and what a potential may ask about it.
@@ -57,6 +60,10 @@ class Node:
         """Number of states."""
         return len(self.x)
 
+    def user(self, x0: Tensor) -> Tensor:
+        """Clean states from the model's units to the user's."""
+        return x0 if self._scale is None else self._scale.inverse(x0)
+
     def stretch(self, v: Tensor) -> Tensor:
         """A difference of states from the model's units to the user's."""
         return v if self._scale is None else v * self._scale.scale.to(v)
@@ -78,7 +85,7 @@ class Node:
         (product,) = torch.autograd.grad(
             self.belief.mean, self.x, self.stretch(v).to(self.x), retain_graph=True, create_graph=differentiable
         )
-        return self.stretch(product * (self.sigma**2 / self.alpha))
+        return self.stretch(product * self._gain)
 
     def drift_of(self, log_h: Tensor) -> Tensor:
         """The shift of the mean that belongs to a potential ``log_h (batch,)`` with a graph that leads to x.
@@ -89,7 +96,14 @@ class Node:
         if not log_h.requires_grad:
             return torch.zeros_like(self.mean)
         (gradient,) = torch.autograd.grad(log_h.sum(), self.x, retain_graph=True)
-        return self.stretch(gradient * (self.sigma**2 / self.alpha))
+        return self.stretch(gradient * self._gain)
+
+    @property
+    def _gain(self) -> Any:
+        """sigma^2/alpha, bounded where a state is all noise: there it would multiply a network's error alone."""
+        least = PURE_NOISE * self.sigma
+        alpha = self.alpha.clamp_min(least) if isinstance(self.alpha, Tensor) else max(self.alpha, least)
+        return self.sigma**2 / alpha
 
     def _needs_graph(self) -> None:
         if not self.x.requires_grad:

@@ -99,7 +99,8 @@ def sample(
         plan, init = init.plan, init.init
     plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd, preferred)
     _check_start(plan, init)
-    _check_density(plan, denoiser, crowd)
+    if preferred is None or preferred.weighted:
+        _check_density(plan, denoiser, crowd)
     _check_ends(plan, x1)
     _check_values(denoiser.process, init, x1)
     shape = _shape(denoiser, shape, init if init is None or not plan.paired else init[:, 0], x1)
