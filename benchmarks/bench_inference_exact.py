@@ -102,14 +102,9 @@ def bar(problem: str, task: str, extra: bool) -> float | None:
 
 def observed(data: dict[str, Tensor], A: Tensor, Q: Tensor, R: Tensor) -> GaussianChain:
     """The chain of a linear-Gaussian problem, from its observations."""
-    L, y = data["L"], data["y"]
-    weighted = y @ torch.linalg.inv(R)
-    W = torch.linalg.solve(R, L).mT  # L'R^-1
-    c = -0.5 * torch.linalg.vecdot(weighted, y) - 0.5 * torch.logdet(2 * math.pi * R)
-    return GaussianChain(
-        data["m0"][None], data["P0"][None], A[None, None], data["b"][None, None], Q[None, None],
-        (W @ L)[None, None], weighted @ L, c,
-    )  # fmt: skip
+    seen = gaussian.observe(data["y"], data["L"][None, None], R[None, None])
+    steps = A[None, None], data["b"][None, None], Q[None, None]
+    return GaussianChain(data["m0"][None], data["P0"][None], *steps, *seen)
 
 
 def gaussian_tasks(data: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:

@@ -11,7 +11,6 @@ a potential at node k-1 and a linear-Gaussian step that knows y.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +31,6 @@ from retrodict.inference.results import Marginals, Paths
 from retrodict.kernels import Gaussian
 from retrodict.kernels.scans import GaussianChain, gaussian
 
-_LOG_2PI = math.log(2 * math.pi)
 _SINGULAR = 1e-13  # a smallest eigenvalue below this share of the largest: treat as exact
 
 
@@ -114,25 +112,7 @@ def build_chain(problem: Problem, steps: tuple[Tensor, Tensor, Tensor], rows: Ro
     spectrum = torch.linalg.eigvalsh(rows.R.detach())
     if bool((spectrum[..., 0] <= _SINGULAR * spectrum[..., -1]).any()):
         return _moved(problem, m0, P0, steps, rows), True
-    root = torch.linalg.cholesky(rows.R)
-    H, F, c = _potential(rows.L, rows.y - rows.c, root, rows.seen)
-    return GaussianChain(m0, P0, *steps, H, F, c), False
-
-
-def _potential(L: Tensor, u: Tensor, root: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``N(u; L x, root root')`` as ``(H, F, c)``; rows not seen are zero in L and u and unit in the root."""
-    whiten = torch.linalg.inv(root)  # small
-    rows = whiten @ L
-    H = rows.mT @ rows
-    if whiten.shape[:2] == (1, 1) and rows.shape[:2] == (1, 1):  # one matrix product for all times
-        v = u @ whiten[0, 0].mT
-        F = v @ rows[0, 0]
-    else:
-        v = (whiten @ u.unsqueeze(-1)).squeeze(-1)
-        F = (rows.mT @ v.unsqueeze(-1)).squeeze(-1)
-    logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    c = -0.5 * v.square().sum(-1) - logdet - 0.5 * _LOG_2PI * seen.double().sum(-1)
-    return H, F, c
+    return GaussianChain(m0, P0, *steps, *gaussian.observe(rows.y - rows.c, rows.L, rows.R, rows.seen)), False
 
 
 def _moved(problem: Problem, m0: Tensor, P0: Tensor, steps: tuple[Tensor, Tensor, Tensor], rows: Rows) -> GaussianChain:
@@ -149,8 +129,8 @@ def _moved(problem: Problem, m0: Tensor, P0: Tensor, steps: tuple[Tensor, Tensor
     rest = torch.eye(problem.size, dtype=torch.float64) - K @ L
     b = b + (K @ u.unsqueeze(-1)).squeeze(-1)
     Q = rest @ Q @ rest.mT + K @ R @ K.mT
-    H, F, c = _potential(L[:, 1:] @ A, u[:, 1:], root[:, 1:], rows.seen[:, 1:])
-    first = _potential(torch.zeros_like(L[:, :1]), u[:, :1], root[:, :1], rows.seen[:, :1])[2]
+    H, F, c = gaussian.observe(u[:, 1:], L[:, 1:] @ A, innovation[:, 1:], rows.seen[:, 1:])
+    first = gaussian.observe(u[:, :1], torch.zeros_like(L[:, :1]), innovation[:, :1], rows.seen[:, :1])[2]
     S, d = problem.S, problem.size
     H = torch.cat([H, H.new_zeros(H.shape[0], 1, d, d)], 1)
     F = torch.cat([F.expand(S, -1, -1), F.new_zeros(S, 1, d)], 1)

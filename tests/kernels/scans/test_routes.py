@@ -15,7 +15,7 @@ from retrodict.kernels.scans import native
 from retrodict.kernels.scans.finite import ROUTES as FINITE
 from retrodict.kernels.scans.finite import FiniteChain, smooth, viterbi
 from retrodict.kernels.scans.finite import choose as finite_choose
-from retrodict.kernels.scans.gaussian import ROUTES, GaussianChain, candidates, evidence, filter
+from retrodict.kernels.scans.gaussian import ROUTES, GaussianChain, candidates, evidence, filter, observe
 
 
 @pytest.fixture(params=[True, False], ids=["with numba", "without"])
@@ -100,15 +100,15 @@ def test_many_threads_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_kernels_are_plain_functions() -> None:
     """Uncompiled, the kernels are the same functions: the compiler adds speed and nothing else."""
-    from retrodict.kernels.scans.gaussian import compiled
+    from retrodict.kernels.scans.gaussian import loops
 
     M = np.array([[0.0, 2.0], [1.0, 3.0]])
     R = np.eye(2)
-    eliminate = getattr(compiled.eliminate, "py_func", compiled.eliminate)
+    eliminate = getattr(loops.eliminate, "py_func", loops.eliminate)
     logdet = eliminate(M.copy(), R)
     assert np.allclose(R, np.linalg.inv(M)) and np.isclose(logdet, np.log(2.0))
     C, S = np.outer([1.0, 2.0, 0.0], [1.0, 2.0, 0.0]), np.empty((3, 3))
-    getattr(compiled.root, "py_func", compiled.root)(C, S)
+    getattr(loops.root, "py_func", loops.root)(C, S)
     assert np.allclose(S @ S.T, C) and np.allclose(S, np.tril(S))
 
 
@@ -118,21 +118,39 @@ def test_route_names_are_registered() -> None:
 
 
 @pytest.mark.parametrize("nearly", [0.0, 1e-9])
-def test_settled_matrices_are_copied_without_loss(nearly: float) -> None:
+@pytest.mark.parametrize("route", ["numba", "cholesky"])
+def test_settled_matrices_are_copied_without_loss(nearly: float, route: str) -> None:
     """400 equal steps, or steps that differ in the ninth digit and are therefore never copied: the loop's numbers."""
-    pytest.importorskip("numba")
+    if route == "numba":
+        pytest.importorskip("numba")
     from retrodict.kernels.scans.gaussian import messages
     from retrodict.kernels.scans.gaussian import smooth as smooth_gaussian
 
     c = dense.chain(400, 3, singular=False, shared=True)
     H = c.H[:, :1] * torch.linspace(1 - nearly, 1, 401, dtype=torch.float64)[None, :, None, None]
     c = GaussianChain(c.m0, c.P0, c.A, c.b, c.Q, H if nearly else c.H[:, :1], c.F, c.c)
-    for a, b in (
-        (smooth_gaussian(c, "numba"), smooth_gaussian(c, "loop")),
-        (filter(c, "numba"), filter(c, "loop")),
-    ):
+    compared = [(smooth_gaussian(c, route), smooth_gaussian(c, "loop"))]
+    if route == "numba":
+        compared.append((filter(c, route), filter(c, "loop")))  # type: ignore[arg-type]
+        for x, y in zip(messages(c, route), messages(c, "loop")):
+            assert torch.allclose(x, y, rtol=1e-11, atol=1e-11)
+    for a, b in compared:
         assert torch.allclose(a.mean, b.mean, rtol=1e-11, atol=1e-11)
         assert torch.allclose(a.cov, b.cov, rtol=1e-11, atol=1e-13)
         assert torch.allclose(a.log_evidence, b.log_evidence, rtol=1e-12)
-    for x, y in zip(messages(c, "numba"), messages(c, "loop")):
-        assert torch.allclose(x, y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_observations_are_potentials(shared: bool) -> None:
+    """The potential at a point is the Gaussian density there, whichever way it is computed."""
+    normal = dense.normals(3)
+    S, N, m, d = 2, 5, 2, 3
+    lead = (1, 1) if shared else (S, N)
+    u, L, C, x = normal(S, N, m), normal(*lead, m, d), normal(*lead, m, m), normal(S, N, d)
+    R = C @ C.mT + 0.1 * torch.eye(m, dtype=torch.float64)
+    H, F, c = observe(u, L, R)
+    found = c + (F * x).sum(-1) - 0.5 * (x * (H @ x.unsqueeze(-1)).squeeze(-1)).sum(-1)
+    known = torch.distributions.MultivariateNormal((L @ x.unsqueeze(-1)).squeeze(-1), R).log_prob(u)
+    assert torch.allclose(found, known, rtol=1e-12)
+    traced = observe(u.requires_grad_(), L, R)
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip((H, F, c), traced))

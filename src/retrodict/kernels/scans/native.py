@@ -8,6 +8,7 @@ other), keeps the machine code on disk, and `each` runs a kernel over series on 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -35,20 +36,29 @@ def compiled(module: dict[str, Any], names: Sequence[str]) -> None:
         module[name] = numba.njit(cache=True, nogil=True, error_model="numpy")(module[name])
 
 
-def each(kernel: Callable[..., None], series: int, *arrays: np.ndarray) -> None:
-    """``kernel(*(array[i] for each array))`` for every series i; a leading axis of one is shared."""
+def each(kernel: Callable[..., None], series: int, *arrays: Sequence[Any] | np.ndarray) -> None:
+    """``kernel(*(array[i] for each array))`` for every series i; shorter arrays (of one, say) are gone round."""
 
     threads = min(torch.get_num_threads(), series)
 
     def run(first: int) -> None:
         for i in range(first, series, threads):
-            kernel(*(array[i if array.shape[0] > 1 else 0] for array in arrays))
+            kernel(*[array[i % len(array)] for array in arrays])
 
     if threads == 1:
         run(0)
-        return
-    with ThreadPoolExecutor(threads) as pool:  # a kernel holds no lock while it runs
-        list(pool.map(run, range(threads)))
+    else:
+        list(_pool(threads).map(run, range(threads)))  # a kernel holds no lock while it runs
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work: to start them takes longer than to filter a series."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="retrodict")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of its parent's threads
 
 
 def array(x: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from retrodict.kernels.scans.gaussian.algebra import Message
 from retrodict.kernels.scans.gaussian.banded import IllConditioned
 from retrodict.kernels.scans.gaussian.chain import Filtered, GaussianChain, Smoothed
 from retrodict.kernels.scans.gaussian.gradient import with_gradient
+from retrodict.kernels.scans.gaussian.observe import observe
 from retrodict.kernels.scans.gaussian.routes import ROUTES, Route, candidates
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "filter",
     "means",
     "messages",
+    "observe",
     "smooth",
 ]
 
@@ -68,9 +71,9 @@ def draw(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Te
     """Paths from the posterior, ``(n, S, n_nodes, d)``.
 
     Args:
-        noise: a seed, a `torch.Generator`, a `Noise` with n slots (draw i then depends on slot i alone), or the
-            standard normals themselves, ``(n, S, n_nodes, d)``.  A draw is an affine map of its normals; which map
-            depends on the route.
+        noise: a seed or a `Noise` with n slots (draw i then depends on slot i alone), a `torch.Generator` (the
+            fastest), or the standard normals themselves, ``(n, S, n_nodes, d)``.  A draw is an affine map of its
+            normals; which map depends on the route.
     """
     z = _normals(chain, n, noise)
     return _run(chain, "draw", route, lambda r: r.draw(chain, z))[0]
@@ -98,6 +101,10 @@ def _run(chain: GaussianChain, verb: str, route: str, call: Callable[[Route], T]
 
 def _normals(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Tensor) -> Tensor:
     shape = (chain.series, chain.n + 1, chain.d)
+    if isinstance(noise, torch.Generator) and noise.device.type == chain.F.device.type == "cpu":
+        # NumPy's normals in double precision take a fraction of torch's time; the generator seeds them
+        words = torch.randint(2**32, (4,), generator=noise).tolist()
+        return torch.from_numpy(np.random.Generator(np.random.SFC64(words)).standard_normal((n, *shape)))
     if not isinstance(noise, Tensor):
         source = as_noise(noise, n, dtype=torch.float64, device=chain.F.device)
         if source.batch != n:

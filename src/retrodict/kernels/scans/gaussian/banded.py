@@ -10,6 +10,9 @@ log evidence is the log joint density at the mean minus logdet(L), and the covar
 follow from the recursion of Takahashi (1973), which here is an affine scan: with ``U_k = B_k L_k^-1``
 
     Cov_k = L_k^-T L_k^-1 + U_k' Cov_{k+1} U_k,      Cov_{k+1,k} = -Cov_{k+1} U_k.
+
+Where A, Q and H are the same at every step the factor's blocks settle: a short chain is factored, and the blocks at
+which it repeats to rounding are copied (its last node ends the long chain too).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from retrodict.core.errors import InputError
-from retrodict.kernels.scans.gaussian.algebra import dot, mv, outer, outer_over_time, second_moments, sym
+from retrodict.kernels.scans.gaussian.algebra import outer, outer_over_time, second_moments, sym
 from retrodict.kernels.scans.gaussian.chain import GaussianChain
 from retrodict.kernels.scans.scan import Element, suffix
 
@@ -32,6 +35,9 @@ _pbtrf, _pbtrs, _tbtrs = get_lapack_funcs(("pbtrf", "pbtrs", "tbtrs"), dtype=np.
 _PIVOT = 1e-9
 # Estimated condition numbers above this may cost more than seven digits.
 _CONDITION = 1e7
+# Nodes of the short chains that are tried, and the share of a block by which settled ones may differ.
+_SHORT = (32, 128, 512)
+_SETTLED = 4 * np.finfo(np.float64).eps
 _MIXED = 2 * (np.arange(1009) * 0.6180339887498949 % 1)
 
 
@@ -47,16 +53,19 @@ class IllConditioned(InputError):
 
 @dataclass(frozen=True)
 class Posterior:
-    """The factored precision of a chain; ``factors`` has one entry a series, or one for all."""
+    """The factored precision of a chain; ``factors`` has one entry a series, or one for all.
+
+    NumPy throughout: its operations on arrays of this size cost a fraction of torch's.
+    """
 
     chain: GaussianChain
-    P0_inv: Tensor
-    Q_inv: Tensor
-    QA: Tensor  # Q^-1 A
-    logdet: Tensor  # of the prior precision's inverse and of the precision: (S|1,)
+    P0_inv: np.ndarray
+    Q_inv: np.ndarray
+    QA: np.ndarray  # Q^-1 A
+    logdet: np.ndarray  # of the prior precision's inverse and of the precision: (S|1,)
     factors: list[np.ndarray]
 
-    def solve(self, x: Tensor, task: str) -> Tensor:
+    def solve(self, x: np.ndarray, task: str) -> np.ndarray:
         """``precision^-1 x`` ("both") or ``L^-T x`` ("half") for ``x (..., S, n+1, d)``."""
         shape = x.shape
         columns = x.reshape(-1, *shape[-3:])
@@ -64,41 +73,47 @@ class Posterior:
         shared = len(self.factors) == 1
         for i, factor in enumerate(self.factors):
             part = columns if shared else columns[:, i]
-            right = part.reshape(-1, shape[-2] * shape[-1]).numpy().T
+            right = part.reshape(-1, shape[-2] * shape[-1]).T
             if task == "both":
                 solved, info = _pbtrs(factor, right, lower=1)
             else:
                 solved, info = _tbtrs(factor, right, uplo="L", trans="T")
             assert info == 0
             if shared:
-                return torch.from_numpy(np.ascontiguousarray(solved.T)).reshape(shape)
+                return np.ascontiguousarray(solved.T).reshape(shape)
             out[:, i] = solved.T.reshape(part.shape)
-        return torch.from_numpy(out).reshape(shape)
+        return out.reshape(shape)
 
-    def mean(self) -> Tensor:
-        """Posterior means ``(S, n+1, d)``."""
-        return self.chain.once("banded mean", self._mean).clone()
+    def mean(self) -> np.ndarray:
+        """Posterior means ``(S, n+1, d)``; not to be written to."""
+        return self.chain.once("banded mean", self._mean)
 
-    def _mean(self) -> Tensor:
-        chain = self.chain
-        right = chain.F.clone()
-        right[:, 0] += mv(self.P0_inv, chain.m0)
-        if chain.n:
-            right[:, 1:] += _mv(self.Q_inv, chain.b)
-            right[:, :-1] -= _mv(self.QA.mT, chain.b)
+    def _mean(self) -> np.ndarray:
+        m0, b = (x.detach().numpy() for x in (self.chain.m0, self.chain.b))
+        right = self.chain.F.detach().numpy().copy()
+        right[:, 0] += (self.P0_inv @ m0[..., None])[..., 0]
+        if self.chain.n and b.any():
+            right[:, 1:] += _mv(self.Q_inv, b)
+            right[:, :-1] -= _mv(self.QA.swapaxes(-1, -2), b)
         return self.solve(right, "both")
 
-    def residuals(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def residuals(self, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """``(e, r_0, w, r)``: x_0 - m0 and the disturbances at the mean, and the same times P0^-1 and Q^-1."""
-        e = mean[:, 0] - self.chain.m0
-        w = mean[:, 1:] - _mv(self.chain.A, mean[:, :-1]) - self.chain.b
-        return e, mv(self.P0_inv, e), w, _mv(self.Q_inv, w)
+        m0, A, b = (x.detach().numpy() for x in (self.chain.m0, self.chain.A, self.chain.b))
+        e = mean[:, 0] - m0
+        w = mean[:, 1:] - _mv(A, mean[:, :-1])
+        w -= b
+        return e, (self.P0_inv @ e[..., None])[..., 0], w, _mv(self.Q_inv, w)
 
-    def log_evidence(self, mean: Tensor, residuals: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def log_evidence(self, mean: np.ndarray, residuals: tuple[np.ndarray, ...]) -> Tensor:
         """Log joint density at the posterior mean, minus that of the posterior there."""
         e, r0, w, r = residuals
-        potential = (self.chain.c + dot(mean, self.chain.F - _mv(self.chain.H, mean) / 2)).sum(1)
-        return potential - (dot(e, r0) + dot(w, r).sum(1) + self.logdet) / 2
+        H, F, c = (x.detach().numpy() for x in (self.chain.H, self.chain.F, self.chain.c))
+        gap = _mv(H, mean)
+        gap *= -0.5
+        gap += F
+        total = c.sum(1) + _inner(mean, gap) - 0.5 * (_inner(w, r) + _inner(e, r0) + self.logdet)
+        return torch.from_numpy(total)
 
     def covariances(self) -> tuple[Tensor, Tensor]:
         """Covariances of nodes ``(S|1, n+1, d, d)`` and of neighbours ``(S|1, n, d, d)``."""
@@ -127,30 +142,52 @@ def factor(chain: GaussianChain) -> Posterior:
 
 
 def _factor(chain: GaussianChain) -> Posterior:
-    n, d = chain.n, chain.d
-    A, Q, H = chain.A, chain.Q, chain.H
-    P0_inv, P0_logdet = _inverse(chain.P0, "P0")
+    n = chain.n
+    P0, A, Q, H = (x.detach().numpy() for x in (chain.P0, chain.A, chain.Q, chain.H))
+    P0_inv, P0_logdet = _inverse(P0, "P0")
     Q_inv, Q_logdet = _inverse(Q, "Q")
     QA = Q_inv @ A
     lead = max(x.shape[0] for x in (P0_inv, QA, H))
-    first, last, middle = P0_inv.unsqueeze(1) + H[:, :1], None, None
+    first, last, middle = P0_inv[:, None] + H[:, :1], None, None
+    constant = n > 0 and Q.shape[1] == A.shape[1] == H.shape[1] == 1
     if n:
-        AQA = A.mT @ QA
+        AQA = A.swapaxes(-1, -2) @ QA
         first, last = first + AQA[:, :1], Q_inv[:, -1:] + H[:, -1:]
         middle = _steps(Q_inv, 0, n - 1) + _steps(AQA, 1, n) + _steps(H, 1, n)
     factors, logdets = [], []
     for i in range(lead):
-        own = [None if x is None else x[i if x.shape[0] > 1 else 0].numpy() for x in (first, middle, last, QA)]
-        band = _band(n, d, *own)
-        diagonal = band[:, 0].copy()
-        band, info = _pbtrf(band.T, lower=1, overwrite_ab=1)
-        if info or _condition(band, diagonal) > _CONDITION:
-            raise IllConditioned("the precision")
-        pivots = band[0]
+        own = [None if x is None else x[i if x.shape[0] > 1 else 0] for x in (first, middle, last, QA)]
+        band, pivots = _triangle(n, chain.d, constant, own)
         factors.append(band)
-        logdets.append(2 * float(np.log(pivots).sum()))
+        logdets.append(2 * pivots)
     steps = Q_logdet.sum(1) * (n if Q_logdet.shape[1] == 1 else 1)
-    return Posterior(chain, P0_inv, Q_inv, QA, P0_logdet + steps + torch.tensor(logdets, dtype=torch.float64), factors)
+    return Posterior(chain, P0_inv, Q_inv, QA, P0_logdet + steps + np.array(logdets), factors)
+
+
+def _triangle(n: int, d: int, constant: bool, blocks: list[np.ndarray | None]) -> tuple[np.ndarray, float]:
+    """The factor's band, ``(2 d, (n + 1) d)`` in LAPACK's order, and the sum of the logs of its pivots."""
+    for nodes in _SHORT if constant else ():
+        if n <= 2 * nodes:
+            break
+        band = _checked(nodes, d, blocks)
+        rows = band.T.reshape(nodes + 1, d, 2 * d)
+        scale = np.abs(rows[-2]).max()
+        if np.abs(rows[-2] - rows[-3]).max() <= _SETTLED * scale:
+            whole = np.empty((n + 1, d, 2 * d))
+            whole[:nodes], whole[nodes:-1], whole[-1] = rows[:-1], rows[-2], rows[-1]
+            logs = np.log(rows[:, :, 0])
+            return whole.reshape(-1, 2 * d).T, float(logs.sum() + (n - nodes) * logs[-2].sum())
+    band = _checked(n, d, blocks)
+    return band, float(np.log(band[0]).sum())
+
+
+def _checked(n: int, d: int, blocks: list[np.ndarray | None]) -> np.ndarray:
+    band = _band(n, d, *blocks)
+    diagonal = band[:, 0].copy()
+    band, info = _pbtrf(band.T, lower=1, overwrite_ab=1)
+    if info or _condition(band, diagonal) > _CONDITION:
+        raise IllConditioned("the precision")
+    return band
 
 
 @lru_cache(4)
@@ -168,7 +205,7 @@ def _condition(band: np.ndarray, diagonal: np.ndarray) -> float:
     return float(np.abs(scale * solved).max())
 
 
-def _steps(x: Tensor, start: int, stop: int) -> Tensor:
+def _steps(x: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Entries start..stop-1 along time; an axis of one is shared."""
     return x if x.shape[1] == 1 else x[:, start:stop]
 
@@ -199,18 +236,27 @@ def _blocks(band: np.ndarray, n: int, d: int) -> Tensor:
     return torch.from_numpy(W)[..., : 2 * d]
 
 
-def _inverse(C: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _inverse(C: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Inverse and log determinant of covariances."""
-    root, info = torch.linalg.cholesky_ex(C)
-    pivots = root.diagonal(dim1=-2, dim2=-1)
-    if bool(info.any()) or bool((pivots.square() < _PIVOT * C.diagonal(dim1=-2, dim2=-1)).any()):
+    root, info = torch.linalg.cholesky_ex(torch.from_numpy(C))
+    pivots = root.numpy().diagonal(axis1=-2, axis2=-1)
+    if info.any() or (pivots**2 < _PIVOT * C.diagonal(axis1=-2, axis2=-1)).any():
         raise IllConditioned(name)
-    return torch.cholesky_inverse(root), 2 * pivots.log().sum(-1)
+    return torch.cholesky_inverse(root).numpy(), 2 * np.log(pivots).sum(-1)
 
 
-def _mv(A: Tensor, x: Tensor) -> Tensor:
+def _mv(A: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Maps ``(S|1, n|1, d, d)`` times vectors ``(S, n, d)``; one map for all is one matrix product."""
-    return x @ A[0].mT if A.shape[:2] == (1, 1) else mv(A, x)
+    if A.shape[:2] == (1, 1):
+        return (x.reshape(-1, x.shape[-1]) @ A[0, 0].T).reshape(x.shape)
+    return np.matmul(A, x[..., None])[..., 0]
+
+
+def _inner(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Inner products over all axes but the first."""
+    if len(x) == 1:
+        return np.array([np.vdot(x, y)])
+    return np.einsum("ij,ij->i", x.reshape(len(x), -1), y.reshape(len(y), -1))
 
 
 def score(chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -220,11 +266,13 @@ def score(chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
     d/dA = r x_{k-1}' + Q^-1 (Cov(x_k, x_{k-1}) - A Cov(x_{k-1})), d/dQ = (rr' + Q^-1 Cov(w) Q^-1 - Q^-1)/2.
     """
     found = factor(chain)
-    mean = found.mean()
-    residuals = found.residuals(mean)
+    at = found.mean()
+    residuals = found.residuals(at)
     cov, cross = found.covariances()
-    _, r0, _, r = residuals
-    P0_inv, Q_inv, A = found.P0_inv, found.Q_inv, chain.A
+    mean, r0, r, P0_inv, Q_inv = map(
+        torch.from_numpy, (at.copy(), residuals[1], residuals[3], found.P0_inv, found.Q_inv)
+    )
+    A = chain.A.detach()
     # what the series and the steps share is summed over the steps first: the matrix products are then few
     shared = chain.n > 1 and chain.A.shape[1] == chain.Q.shape[1] == 1
     here, before, lag = cov[:, 1:], cov[:, :-1], cross
@@ -238,4 +286,4 @@ def score(chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
     by_P0 = (outer(r0, r0) + P0_inv @ cov[:, 0] @ P0_inv - P0_inv) / 2
     by_H = second_moments(chain.H, mean, cov) / -2
     derivatives = (r0, by_P0, by_A, r, by_Q, by_H, mean, torch.ones_like(chain.c))
-    return found.log_evidence(mean, residuals), derivatives
+    return found.log_evidence(at, residuals), derivatives

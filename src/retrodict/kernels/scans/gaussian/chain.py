@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,25 +41,27 @@ class GaussianChain:
     c: Tensor
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, Tensor):
-                raise InputTypeError(f"GaussianChain.{field.name} is a tensor, got {type(value).__name__}")
-            lead, state = _LAYOUT[field.name]
-            if value.ndim != lead + state:
-                raise InputError(f"GaussianChain.{field.name} has {lead + state} axes, got shape {tuple(value.shape)}")
-            if value.dtype != torch.float64:
-                object.__setattr__(self, field.name, value.to(torch.float64))
         for name, (lead, state) in _LAYOUT.items():
-            shape = tuple(getattr(self, name).shape)
-            nodes = self.n + 1 if name in ("H", "F", "c") else self.n
-            accepted = [(1, self.series), (1, nodes)][:lead] if name not in ("F", "c") else [(self.series,), (nodes,)]
-            fits = all(s in ok for s, ok in zip(shape, accepted)) and all(s == self.d for s in shape[lead:])
-            if not fits:
-                want = ", ".join("|".join(map(str, sorted(set(ok), reverse=True))) for ok in accepted)
-                state_axes = f", {self.d}" * state
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                raise InputTypeError(f"GaussianChain.{name} is a tensor, got {type(value).__name__}")
+            if value.ndim != lead + state:
+                raise InputError(f"GaussianChain.{name} has {lead + state} axes, got shape {tuple(value.shape)}")
+            if value.dtype != torch.float64:
+                object.__setattr__(self, name, value.to(torch.float64))
+        series, nodes, d = self.F.shape
+        for name, (lead, state) in _LAYOUT.items():
+            length = nodes if name in ("H", "F", "c") else nodes - 1
+            shape, own = getattr(self, name).shape, name in ("F", "c")
+            if (
+                shape[lead:] != (d, d)[:state]
+                or (shape[0] != series and (own or shape[0] != 1))
+                or (lead == 2 and shape[1] != length and (own or shape[1] != 1))
+            ):
+                axes = (str(series), str(length)) if own else (f"{series}|1", f"{length}|1")
+                want = ", ".join((*axes[:lead], *[str(d)] * state))
                 raise InputError(
-                    f"GaussianChain.{name} has shape {shape}; ({want}{state_axes}) goes with F {tuple(self.F.shape)}"
+                    f"GaussianChain.{name} has shape {tuple(shape)}; ({want}) goes with F {tuple(self.F.shape)}"
                 )
 
     @property

@@ -65,16 +65,22 @@ def draw(passes: ModuleType, chain: GaussianChain, z: Tensor) -> Tensor:
 
 
 def score(passes: ModuleType, chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Log evidence and its derivatives by ``(m0, P0, A, b, Q, H, F, c)``, all with leading axis S.
+    """Log evidence and its derivatives by ``(m0, P0, A, b, Q, H, F, c)``, all with leading axis S."""
+    h, steps = passes.guided(chain)
+    mean, cov, log_evidence, cross = _smooth(passes, chain, h, steps, True)
+    assert cross is not None
+    return log_evidence, derivatives(chain, h[0], h[1], mean, cov, cross)
+
+
+def derivatives(
+    chain: GaussianChain, H: Tensor, F: Tensor, mean: Tensor, cov: Tensor, cross: Tensor
+) -> tuple[Tensor, ...]:
+    """Derivatives of the log evidence from fused messages and the smoother.
 
     Fisher's identity: the derivative is a posterior expectation of derivatives of log messages.  With
     ``r_k = F_k - H_k E[x_k]`` for the fused message h_k: d/db = r, d/dQ = (rr' + H V H - H)/2,
     d/dA = r E[x_{k-1}]' - H Cov(x_k, x_{k-1}); no inverse of Q.
     """
-    h, steps = passes.guided(chain)
-    mean, cov, log_evidence, cross = _smooth(passes, chain, h, steps, True)
-    assert cross is not None
-    H, F, _ = h
     r = F - mv(H, mean)
     spread, drag = H @ cov @ H - H, H[:, 1:] @ cross
     by_P0 = (outer(r[:, 0], r[:, 0]) + spread[:, 0]) / 2
@@ -84,4 +90,4 @@ def score(passes: ModuleType, chain: GaussianChain) -> tuple[Tensor, tuple[Tenso
     by_A = outer_over_time(r[:, 1:], mean[:, :-1], shared_A) - drag
     by_Q = (outer_over_time(r[:, 1:], r[:, 1:], shared_Q) + spread) / 2
     by_H = second_moments(chain.H, mean, cov) / -2
-    return log_evidence, (r[:, 0], by_P0, by_A, r[:, 1:], by_Q, by_H, mean, torch.ones_like(chain.c))
+    return r[:, 0], by_P0, by_A, r[:, 1:], by_Q, by_H, mean, torch.ones_like(chain.c)

@@ -104,14 +104,14 @@ class Cholesky(Route):
 
     def smooth(self, chain: GaussianChain, cross: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         found = banded.factor(chain)
-        mean = found.mean()
         cov, neighbours = (x.expand(chain.series, -1, -1, -1) for x in found.covariances())
-        return mean, cov, found.log_evidence(mean, found.residuals(mean)), neighbours if cross else None
+        mean, log_evidence = self.means(chain)
+        return mean, cov, log_evidence, neighbours if cross else None
 
     def means(self, chain: GaussianChain) -> tuple[Tensor, Tensor]:
         found = banded.factor(chain)
         mean = found.mean()
-        return mean, found.log_evidence(mean, found.residuals(mean))
+        return torch.from_numpy(mean.copy()), found.log_evidence(mean, found.residuals(mean))
 
     def evidence(self, chain: GaussianChain) -> Tensor:
         return self.means(chain)[1]
@@ -121,7 +121,7 @@ class Cholesky(Route):
 
     def draw(self, chain: GaussianChain, z: Tensor) -> Tensor:
         found = banded.factor(chain)
-        return found.mean() + found.solve(z, "half")
+        return torch.from_numpy(found.mean() + found.solve(z.detach().numpy(), "half"))
 
 
 def needs_gradient(chain: GaussianChain) -> bool:
@@ -130,8 +130,10 @@ def needs_gradient(chain: GaussianChain) -> bool:
 
 
 @dataclass(frozen=True)
-class Compiled(Passes):
+class Compiled(Route):
     """The passes of `compiled`: needs numba, the CPU, and no autograd (but for the evidence)."""
+
+    name: str = "numba"
 
     def refuses(self, chain: GaussianChain, verb: str) -> str | None:
         if not native.installed():
@@ -142,12 +144,33 @@ class Compiled(Passes):
             return "its gradients are those of the evidence only"
         return None
 
+    def filter(self, chain: GaussianChain) -> tuple[Tensor, Tensor, Tensor]:
+        return compiled.filter(chain)
+
+    def smooth(self, chain: GaussianChain, cross: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return compiled.smooth(chain, cross)
+
+    def means(self, chain: GaussianChain) -> tuple[Tensor, Tensor]:
+        return compiled.means(chain)
+
+    def evidence(self, chain: GaussianChain) -> Tensor:
+        return compiled.evidence(chain)
+
+    def score(self, chain: GaussianChain) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return compiled.score(chain)
+
+    def draw(self, chain: GaussianChain, z: Tensor) -> Tensor:
+        return compiled.draw(chain, z)
+
+    def messages(self, chain: GaussianChain) -> Message:
+        return compiled.messages(chain)
+
 
 ROUTES: Registry[Route] = Registry("route")
 ROUTES.add("loop", value=Passes("loop", loop))
 ROUTES.add("scan", value=Passes("scan", parallel))
 ROUTES.add("cholesky", value=Cholesky())
-ROUTES.add("numba", value=Compiled("numba", compiled))
+ROUTES.add("numba", value=Compiled())
 
 
 def candidates(chain: GaussianChain, verb: str, route: str = "auto") -> list[Route]:
