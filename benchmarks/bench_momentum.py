@@ -3,7 +3,7 @@
 Guidance 10 at 5 to 10 evaluations on uniform times, on two problems: a guided pair of mixtures in the plane (512
 starts) and the digits model with labels.  A sample has diverged when its largest element exceeds 1.2 times the largest
 of all reference samples, made by 200 evaluations from the same noise.  The root mean square error to those is beside
-it.  Bars, on the mixtures and wherever more than 1% diverge without momentum: around weights of second order the heavy
+it.  Bars, wherever more than 1% diverge without momentum: around weights of second order the heavy
 ball (beta .8) at least halves the share, and around weights of fourth order (beta .5) from 6 evaluations on.
 
     python benchmarks/bench_momentum.py [--quick]
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, denoiser, n, words in problems(given.quick):
         found = {row["plan"]: row for row in study(denoiser, n, words, budgets)}
         rows += [{"problem": name, **row} for row in found.values()]
-        for nfe, (order, ball) in itertools.product(budgets if name == "mixtures" else (), ((2, 0.8), (4, 0.5))):
+        for nfe, (order, ball) in itertools.product(budgets, ((2, 0.8), (4, 0.5))):
             plain, calm = (
                 found[f"PLMS {order}{tail}"][f"diverged at {nfe}"] for tail in ("", f", heavy ball .{10 * ball:g}")
             )

@@ -52,7 +52,7 @@ def measure(
     denoiser: rd.Denoiser, n: int, words: dict[str, Any], solver: str, eta: float | None, methods: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
     """One row a method."""
-    plan = rd.plan(solver, denoiser.process, nfe=49 if solver == "heun" else 50, eta=eta)
+    plan = rd.plan(solver, denoiser.process, steps=25 if solver == "heun" else 50, eta=eta)
     one = rd.sample(denoiser, n, plan=plan, progress=False, **words)
     units: Any = denoiser.scale or (lambda v: v)
     for method in methods:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 import retrodict as rd
 from retrodict.core.errors import InputError
-from retrodict.denoisers import Stitched, excess_divergence
+from retrodict.denoisers import Stitched, excess_divergence, stitchings
 from retrodict.exact import GaussianMixture
 from retrodict.solvers.inversion import run
 
@@ -90,6 +90,58 @@ def test_priced_by_losses_the_bound_holds():
     q, p = laws
     divergence = float((p * (p.clamp_min(1e-300) / q.clamp_min(1e-300)).log()).sum() * (grid[1] - grid[0]))
     assert 1e-3 < divergence < price
+
+
+NARROW = GaussianMixture([0.5, 0.5], LAW.means[:2], [0.2, 0.2])
+TIMES = EDM.time_at(-torch.tensor([40.0, 12.0, 4.0, 2.0, 1.0, 0.5, 0.2]).log()).tolist()
+
+
+def test_every_efficient_stitching_and_no_other():
+    """Three models over six intervals: the frontier of all 729 assignments, by enumeration."""
+    models, costs = [MATCHED.denoiser(EDM), NARROW.denoiser(EDM), LAW.denoiser(EDM)], [1.0, 3.0, 10.0]
+    data = LAW.sample(2000, seed=1)
+    prices = torch.stack([excess_divergence(m, models[-1], data, TIMES) for m in models])
+    ways = [
+        (sum(costs[k] for k in who), float(sum(prices[k, i] for i, k in enumerate(who))))
+        for who in product(range(3), repeat=6)
+    ]
+    best = {c: min(n for cost, n in ways if cost == c) for c in {cost for cost, _ in ways}}
+    expected = [(c, best[c]) for c in sorted(best) if all(best[o] > best[c] for o in best if o < c)]
+    found = stitchings(models, costs, data, TIMES)
+    assert [s.cost for s in found] == [c for c, _ in expected]
+    assert [s.nats for s in found] == pytest.approx([n for _, n in expected], abs=1e-12)
+    assert found[0].who == (0,) * 6 and found[-1].nats == 0.0
+    for s in found:
+        asked = [s.who[i] for i in range(6)]
+        for i, t in enumerate(TIMES[:-1]):
+            assert torch.equal(s.denoiser(X[:4], t), models[asked[i]](X[:4], t))
+        assert torch.equal(s.denoiser(X[:4], TIMES[-1]), models[-1](X[:4], TIMES[-1]))
+
+
+def test_a_gaussian_takes_a_third_of_the_steps_for_nothing():
+    """The Gaussian that matches two moments costs a hundredth: within 5e-5 nats it takes at least a third of 40 steps,
+    and the error to the fine solution is at most 1.1 times that of the exact denoiser alone; within .02 nats it takes
+    more than half of them."""
+    big = LAW.denoiser(EDM)
+    times = rd.plan("ddim", EDM, steps=40, grid="karras", end=0.0).times[:-1]
+    found = stitchings([MATCHED.denoiser(EDM), big], [0.01, 1.0], LAW.sample(4000, seed=1), times)
+    chosen, bold = (next(s for s in found if s.nats <= nats) for nats in (5e-5, 0.02))
+    assert chosen.who.count(0) >= 14 and bold.who.count(0) > 20 and bold.cost < chosen.cost < 27
+    fine = _out(big, "unipc", 300)
+    errors = [float((_out(d) - fine).square().mean().sqrt()) for d in (chosen.denoiser, big)]
+    assert errors[0] < 1.1 * errors[1]
+    # a cheaper model that is better is asked everywhere
+    better = stitchings([LAW.denoiser(EDM), MATCHED.denoiser(EDM)], [0.5, 1.0], LAW.sample(4000, seed=1), TIMES)
+    assert set(better[0].who) == {0} and len(better) == 1
+
+
+@pytest.mark.parametrize(
+    ("costs", "times", "match"),
+    [([1.0], TIMES, "costs"), ([1.0, -1.0], TIMES, "costs"), ([1.0, 2.0], TIMES[::-1], "decrease")],
+)
+def test_words_of_stitchings(costs, times, match):
+    with pytest.raises(InputError, match=match):
+        stitchings([MATCHED.denoiser(EDM), LAW.denoiser(EDM)], costs, LAW.sample(8, seed=0), times)
 
 
 @pytest.mark.parametrize(

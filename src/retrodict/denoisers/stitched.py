@@ -8,12 +8,15 @@ of model k in units of x0,
     E|D_small - D|^2 - E|D_big - D|^2 = L_small(t) - L_big(t)
 
 exactly, whatever the true denoiser D is, and by Girsanov the part of the run between two times costs at most
-``1/2 int (L_small - L_big) dSNR`` nats more than with the big model, SNR = alpha^2/sigma^2.
+``1/2 int (L_small - L_big) dSNR`` nats more than with the big model, SNR = alpha^2/sigma^2.  These prices add up over
+intervals, so that who does best where, for every budget, is a knapsack; `stitchings` solves it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,24 +66,25 @@ class Stitched(Denoiser):
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         if not isinstance(t, Tensor) or t.ndim == 0:
-            return self._ask(self.in_charge(float(t)), x, t, condition)
+            return self.ask(self.in_charge(float(t)), x, t, condition)
         who = torch.tensor([self.in_charge(float(v)) for v in t], device=x.device)
         if bool((who == who[0]).all()):
-            return self._ask(int(who[0]), x, t, condition)
+            return self.ask(int(who[0]), x, t, condition)
         mean = torch.empty_like(x)
         for k in who.unique().tolist():
             mine = who == k
             own = {
                 n: v[mine] if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v for n, v in condition.items()
             }
-            mean[mine] = self._ask(k, x[mine], t[mine], own).mean
+            mean[mine] = self.ask(k, x[mine], t[mine], own).mean
         return Belief(mean)
 
     def in_charge(self, t: float) -> int:
         """Which model is asked at time t."""
         return next((i for i, bound in enumerate(self.until) if t >= bound), len(self.until))
 
-    def _ask(self, k: int, x: Tensor, t: float | Tensor, condition: dict[str, Any]) -> Belief:
+    def ask(self, k: int, x: Tensor, t: float | Tensor, condition: dict[str, Any]) -> Belief:
+        """What model k believes of a state of the whole's process."""
         model: Any = self.models[k]
         own = {n: v for n, v in condition.items() if n in model.conditions or n == "x1"}
         if _same(model, self):
@@ -101,20 +105,107 @@ def excess_divergence(
 
     Args:
         data: held-out data ``(n, *shape)`` in the model's units; times: decreasing, above sigma = 0.
+        condition: of the data, for models that know it.
 
     The bound ``1/2 sum (L_small - L_big)(t_i) (SNR_{i+1} - SNR_i)`` has its losses at the noisier end of each interval,
     where a sampler asks; negative parts are set to zero.
     """
+    return _prices([small, big], data, times, seed, condition)[0]
+
+
+@dataclass(frozen=True)
+class Stitching:
+    """One way to share a run among models, than which no cheaper one has a lower bound.
+
+    Attributes:
+        cost: of all evaluations, in the units of the models' costs; nats: what they cost in divergence at most.
+        who: which model is asked in each interval of the times; after the last time it is the last model.
+        denoiser: the models so stitched.
+    """
+
+    cost: float
+    nats: float
+    who: tuple[int, ...]
+    denoiser: Denoiser
+
+
+def stitchings(
+    models: Sequence[Denoiser],
+    costs: Sequence[float],
+    data: Tensor,
+    times: Sequence[float],
+    *,
+    seed: int = 0,
+    **condition: Any,
+) -> list[Stitching]:
+    """Every efficient way to share the intervals between ``times`` among models, cheapest first.
+
+    Args:
+        models: of the same data, the best one last; costs: of an evaluation of each.
+        data, times, condition: as for `excess_divergence`; times are where a plan asks, its last evaluation apart.
+
+    The best for a tolerance of d nats is the first whose ``nats`` is at most d; the last one has the smallest bound.
+    Nothing forces the small models to come first: the losses do where they are better or hardly worse there.
+    """
+    require(len(models) >= 2, f"stitching needs at least two denoisers, got {len(models)}")
+    require(
+        len(costs) == len(models) and all(c >= 0 for c in costs),
+        f"costs are {len(models)} numbers of at least 0, one a model; got {list(costs)}",
+    )
+    require(
+        len(times) >= 2 and all(a > b for a, b in pairwise(times)),
+        f"times are two or more and decrease, got {list(times)}",
+    )
+    prices = _prices(models, data, times, seed, condition).T.tolist()
+    efficient: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]
+    for interval in prices:
+        longer = [
+            (cost + costs[k], nats + price, (*who, k))
+            for cost, nats, who in efficient
+            for k, price in enumerate(interval)
+        ]
+        efficient = _undominated(longer)
+    return [Stitching(cost, nats, who, _stitch(models, who, times)) for cost, nats, who in efficient]
+
+
+def _undominated(ways: list[tuple[float, float, tuple[int, ...]]]) -> list[tuple[float, float, tuple[int, ...]]]:
+    """Those with a lower price than everything cheaper, by cost."""
+    kept: list[tuple[float, float, tuple[int, ...]]] = []
+    for way in sorted(ways, key=lambda w: (round(w[0], 9), w[1])):
+        if not kept or way[1] < kept[-1][1]:
+            kept.append(way)
+    return kept
+
+
+def _stitch(models: Sequence[Denoiser], who: Sequence[int], times: Sequence[float]) -> Denoiser:
+    """The models in turn; bounds lie half-way between the times that are asked on both sides of a change."""
+    who = [*who, len(models) - 1]
+    changes = [i for i in range(1, len(who)) if who[i] != who[i - 1]]
+    if not changes:
+        return models[who[0]]
+    turns = [models[who[0]], *(models[who[i]] for i in changes)]
+    return Stitched(turns, [(times[i - 1] + times[i]) / 2 for i in changes])
+
+
+@torch.no_grad()
+def _prices(
+    models: Sequence[Denoiser], data: Tensor, times: Sequence[float], seed: int, condition: dict[str, Any]
+) -> Tensor:
+    """Nats of each model over the last one, ``(models, len(times) - 1)`` float64."""
+    big = models[-1]
     path: Any = big.process
     require(_plain(big), "divergences are priced on scalar Gaussian paths with one end")
+    require(len(data) >= 1, "data are needed to price a model")
+    together = Stitched(models, [0.0] * (len(models) - 1))  # asks models of other paths, too, about states of this one
     noise = KeyedNoise(seed, len(data), dtype=data.dtype, device=data.device)
-    losses = []
-    for t in times[:-1]:
+    losses = torch.empty(len(models), len(times) - 1, dtype=torch.float64)
+    for i, t in enumerate(times[:-1]):
         x = path.corrupt(data, t, noise)
-        both = ((d(x, t, **condition) - data).double().flatten(1).square().sum(1).mean() for d in (small, big))
-        losses.append(next(both) - next(both))
+        for k in range(len(models)):
+            miss = together.ask(k, x, t, condition).mean - data
+            losses[k, i] = miss.double().flatten(1).square().sum(1).mean()
     snr = torch.tensor([float(2 * path.log_snr(t)) for t in times], dtype=torch.float64).exp()
-    return 0.5 * torch.stack(losses).cpu().clamp_min(0) * snr.diff()
+    return 0.5 * (losses - losses[-1]).clamp_min(0) * snr.diff()
 
 
 def _plain(d: Denoiser) -> bool:
