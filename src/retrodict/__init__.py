@@ -34,12 +34,13 @@ if TYPE_CHECKING:
         Uniform,
     )
     from retrodict.solvers import Parallel, Plan, Remask, plan
-    from retrodict.steering import Measurement
+    from retrodict.steering import Measurement, Reward
     from retrodict.verbs import (
         Guidance,
         Inversion,
         Samples,
         condition,
+        edit,
         filter,
         fit,
         fit_parameters,
@@ -81,6 +82,7 @@ __all__ = [
     "ReactionNetwork",
     "RectifiedFlow",
     "Remask",
+    "Reward",
     "Samples",
     "StateSpace",
     "SubVP",
@@ -90,6 +92,7 @@ __all__ = [
     "Uniform",
     "certify",
     "condition",
+    "edit",
     "exact",
     "filter",
     "fit",
@@ -143,10 +146,12 @@ _HOMES = {
     "Remask": "retrodict.solvers",
     "plan": "retrodict.solvers",
     "Measurement": "retrodict.steering",
+    "Reward": "retrodict.steering",
     "Guidance": "retrodict.verbs",
     "Inversion": "retrodict.verbs",
     "Samples": "retrodict.verbs",
     "condition": "retrodict.verbs",
+    "edit": "retrodict.verbs",
     "filter": "retrodict.verbs",
     "fit": "retrodict.verbs",
     "fit_parameters": "retrodict.verbs",

@@ -1,6 +1,7 @@
 """The verbs: the only place that dispatches over rooms."""
 
 from retrodict.verbs.condition import Guidance, condition
+from retrodict.verbs.edit import edit
 from retrodict.verbs.fit import fit
 from retrodict.verbs.fit_parameters import fit_parameters
 from retrodict.verbs.invert import Inversion, invert
@@ -14,6 +15,7 @@ __all__ = [
     "Inversion",
     "Samples",
     "condition",
+    "edit",
     "filter",
     "fit",
     "fit_parameters",
