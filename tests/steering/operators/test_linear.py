@@ -37,7 +37,7 @@ LINEAR: dict[str, tuple[Operator, tuple[int, ...]]] = {
     "bicubic": (O.super_resolution(2), GREY),
     "bilinear": (O.super_resolution(2, "bilinear"), RGB),
     "grayscale": (O.grayscale(), RGB),
-    "colour": (O.colour([[1.0, 2.0, 0.0], [0.5, 1.0, 0.0]]), RGB),
+    "colour": (O.colour([[1.0, 2.0, 0.0], [0.5, -1.0, 0.3]]), RGB),
     "projections": (O.random_projections(10, seed=3), GREY),
     "matrix": (O.matrix(torch.arange(12.0).reshape(2, 6) ** 0.5), (6,)),
     "reshape": (O.reshape(1, 8, 8), (64,)),
