@@ -169,5 +169,5 @@ def _fitted(
             torch.manual_seed(training.get("seed", 0))
             classes = process.classes if isinstance(process, Discrete) else None
             network = Readout(tuple(data["x0"].shape[1:]), outputs, classes)
-    words = {"progress": False} | training
+    words: dict[str, Any] = {"progress": False} | training
     return train(network, objective, data, steps=steps, **words).module.eval().requires_grad_(False)
