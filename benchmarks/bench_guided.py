@@ -23,10 +23,9 @@ from pathlib import Path
 
 import torch
 
-from retrodict.core.noise import KeyedNoise
 from retrodict.inference import SDE, Observed
 from retrodict.inference.guided.posterior import conditioned_sde
-from retrodict.particles import ess, smc
+from retrodict.particles import ess
 
 HERE = Path(__file__).resolve().parent
 CASES = {"(i)": (-0.5, 0.1), "(ii)": (-0.5, 0.03), "(iii)": (0.0, 0.1)}
@@ -54,8 +53,7 @@ def run(method: str, x0: float, sd: float, particles: int, seed: int) -> tuple[f
     data = Observed([1.0], times=[1.0], noise=sd)
     begin = time.perf_counter()
     options = {"weight": "none"} if method == "bootstrap" else {"auxiliary": method}
-    guided = conditioned_sde(model, data, start=[x0], steps=STEPS, **options).make(keep=False)
-    found = smc(guided, particles, KeyedNoise(seed, 1))
+    found = conditioned_sde(model, data, start=[x0], steps=STEPS, **options).run(particles, seed)
     effective = float(ess(found.log_w))
     return time.perf_counter() - begin, effective, float(found.log_evidence)
 

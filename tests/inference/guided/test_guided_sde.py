@@ -7,6 +7,7 @@ Statistical comparisons are of an estimate with a known value at 4 standard erro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 from oracles.euler_grid import EulerQuadrature, normal
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.lin import Lin
+from retrodict.core.noise import KeyedNoise
 from retrodict.inference.guided.auxiliary import exact_steps
 from retrodict.inference.observed import Observed
 from retrodict.inference.posterior import condition_model
 from retrodict.inference.sde import SDE
 from retrodict.kernels import Gaussian, LinearSDE
 from retrodict.kernels.linear_sde import transition
-from retrodict.kernels.scans import gaussian
+from retrodict.kernels.scans import gaussian, native
 
 F64 = torch.float64
 DOUBLE_WELL = SDE(lambda x, t: x - x**3, 0.8)
@@ -123,6 +125,42 @@ def test_double_well_evidence_and_effective_sample_size(x0: float, sd: float) ->
     rough = condition(DOUBLE_WELL, data, "bootstrap", start=[x0], particles=4000)
     assert float(post.ess) > 10 * float(rough.ess)
     assert float(post.ess) > 0.5 * 4000
+
+
+@pytest.mark.parametrize("method", ["guided", "bootstrap"])
+@pytest.mark.parametrize("drift", [lambda x, t: x - x**3, lambda x, t: torch.sin(t) + 0 * x[..., :1], lambda x, t: x])
+def test_steps_in_one_loop_are_the_steps_of_torch(
+    method: str, drift: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled or not: the same paths and weights from the same innovations, with several observations."""
+    pytest.importorskip("numba")
+    data = Observed([0.3, float("nan"), 1.0], times=[0.2, 0.5, 1.0], noise=0.2)
+    found = []
+    for there in (True, False):
+        monkeypatch.setattr(native, "installed", lambda there=there: there)
+        found.append(condition(SDE(drift, 0.8), data, method, start=[-0.2], steps=9, particles=40))
+        assert (found[-1].guided.guidance.guide.coefficients is not None) and found[-1].run().x.shape == (1, 40, 1)
+    one, other = found
+    torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.run().log_evidence, one.log_evidence, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.sample(20).x, other.sample(20).x, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(one.smooth(grid=True).mean, other.smooth(grid=True).mean, rtol=1e-11, atol=1e-11)
+
+
+def test_the_drift_keeps_its_gradient() -> None:
+    """The derivative of the evidence estimate through guided paths, against a difference quotient of the same."""
+    data = Observed([1.0], times=[1.0], noise=0.1)
+
+    def estimate(a: Tensor) -> Tensor:
+        model = SDE(lambda x, t: a * x - x**3, 0.8)
+        post = condition(model, data, start=[-0.5], steps=10, particles=50, auxiliary="brownian")
+        z = post.guided.innovations(50, KeyedNoise(0, 1))
+        return torch.logsumexp(post.guided.path(z)[1], -1).sum()
+
+    a = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(estimate(a), a)
+    quotient = (estimate(torch.tensor(1 + 1e-5, dtype=F64)) - estimate(torch.tensor(1 - 1e-5, dtype=F64))) / 2e-5
+    assert float(slope) == pytest.approx(float(quotient), rel=1e-6)
 
 
 STATE_DEPENDENT = SDE(lambda x, t: x - x**3, lambda x, t: 0.8 + 0.3 * torch.tanh(x))

@@ -71,9 +71,12 @@ def prepare(
         stretches: nodes beyond which the final messages do not look ahead; None: they see everything.
     """
 
+    path = start[0].unsqueeze(1).expand(-1, steps.n + 1, -1)
+    once = potentials(path) if fixed else None
+
     def settle(auxiliary: Step, path: Tensor, kind: type[Guide], last: bool = False) -> Guidance:
         used = _exact(auxiliary, steps) if exact and last else auxiliary
-        seen = potentials(path)
+        seen = once or potentials(path)
         messages = sweep_stretches(used, *seen, stretches) if stretches and last else sweep(used, *seen)
         m, P, log_norm = bayes(*start, tuple(part[:, 0] for part in messages.fused))  # type: ignore[arg-type]
         return Guidance(auxiliary, messages, kind(steps, auxiliary, messages), (m, P), log_norm)
@@ -82,7 +85,6 @@ def prepare(
         still = pilot(settle(auxiliary, path, Doob), 1)[0][:, :, 0].movedim(0, 1)
         return torch.where(torch.isfinite(still).all(-1).all(-1)[:, None, None], still, path)
 
-    path = start[0].unsqueeze(1).expand(-1, steps.n + 1, -1)
     if not isinstance(auxiliary, str):
         chosen = _given(auxiliary, steps)
         return settle(chosen, path if fixed else nominal(chosen, path), guide, last=True)

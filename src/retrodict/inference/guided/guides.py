@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retrodict.inference.guided.fused import Coefficients, usable, walk
 from retrodict.inference.guided.messages import Bent, Messages, absorb, bend, quadratic
 from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.euler import Doob as DoobStep
@@ -39,12 +40,13 @@ class Guide:
 
     def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
         self.steps, self.auxiliary, self.messages = steps, auxiliary, messages
+        self.coefficients: list[Coefficients] | None = None  # of steps that `fused` can make
 
     def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
         """From states ``x (S, N, d)`` at node ``first`` through ``m = len(z)`` steps.
 
         Args:
-            z: innovations ``(m, S, N, r)``.
+            z: innovations ``(m, S, N, r)``, of any precision.
             whole: whether all states are asked for, or the last one will do (which a guide may ignore).
 
         Returns:
@@ -71,8 +73,19 @@ def total(H: Tensor, F: Tensor, x: Tensor) -> Tensor:
 class Free(Guide):
     """The true steps, unguided: what the bootstrap filter proposes."""
 
+    def __init__(self, steps: Steps, auxiliary: Step, messages: Messages) -> None:
+        super().__init__(steps, auxiliary, messages)
+        S = steps.shared_root
+        if S is not None and steps.series == steps.d == steps.r == 1:
+            self.coefficients = [(1.0, 0.0, s, 0.0, 0.0, 0.0, 0.0) for s in S.flatten().tolist()]
+
     def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
-        states = []
+        log_w = torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)
+        if self.coefficients is not None and usable(x, z):
+            states = walk(self.steps, first, x, z, self.coefficients[first : first + len(z)], None, whole)
+            if states is not None:
+                return states, log_w
+        z, states = z.to(x.dtype), []
         shared = self.steps.shared_root
         pushes = mv(shared[first : first + len(z)], z).unbind() if shared is not None else None
         for i in range(len(z)):
@@ -81,9 +94,7 @@ class Free(Guide):
             x = self.steps.mean(k, x) + push
             if whole:
                 states.append(x)
-        return torch.stack(states) if whole else x.unsqueeze(0), torch.zeros(
-            x.shape[:2], dtype=x.dtype, device=x.device
-        )
+        return torch.stack(states) if whole else x.unsqueeze(0), log_w
 
 
 class Doob(Guide):
@@ -93,8 +104,19 @@ class Doob(Guide):
         super().__init__(steps, auxiliary, messages)
         self.bent = None if steps.shared_root is None else bend(steps.shared_root, messages)
         self.numbers = None if self.bent is None else _numbers(self.bent, messages)
+        if self.numbers is not None:
+            n = self.numbers
+            rows = zip(n.slope, n.shift, n.spread, n.before, n.after)
+            self.coefficients = [(a, b, c, *before, *after) for a, b, c, before, after in rows]
 
     def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
+        if self.numbers is not None and self.coefficients is not None and usable(x, z):
+            span = slice(first, first + len(z))
+            log_w = torch.full(x.shape[:2], sum(self.numbers.constant[span]), dtype=x.dtype)
+            states = walk(self.steps, first, x, z, self.coefficients[span], log_w, whole)
+            if states is not None:
+                return states, log_w
+        z = z.to(x.dtype)
         if self.numbers is not None and not (torch.is_grad_enabled() and x.requires_grad):
             return self._scalar(self.numbers, first, x, z, whole)
         return self._by_step(first, x, z) if self.bent is None else self._affine(first, x, z)
@@ -155,6 +177,8 @@ class Numbers(NamedTuple):
     """Steps of one dimension and one series as Python numbers: ``log kh = const - P (m - B/P)^2 / 2``, and h' alike."""
 
     slope: list[float]
+    shift: list[float]
+    spread: list[float]
     before: list[tuple[float, float]]  # F'/H', and H'/2: the loss
     after: list[tuple[float, float]]  # B/P, and -P/2: the gain
     constant: list[float]
@@ -172,7 +196,8 @@ def _numbers(bent: Bent, messages: Messages) -> Numbers | None:
     centre, mean = F / H, B / P
     constant = bent.C.flatten() + B * mean / 2 - c.flatten() - F * centre / 2
     before, after = (list(zip(a.tolist(), b.tolist())) for a, b in ((centre, H / 2), (mean, -P / 2)))
-    return Numbers(bent.G.flatten().tolist(), before, after, constant.tolist())
+    slope, shift, spread = (part.flatten().tolist() for part in (bent.G, bent.g, bent.R))
+    return Numbers(slope, shift, spread, before, after, constant.tolist())
 
 
 class Path(Guide):
@@ -186,7 +211,7 @@ class Path(Guide):
         self.spread = [root(sym(Q)) for Q in auxiliary[2].unbind(1)]
 
     def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
-        states, log_w = [], torch.zeros((), dtype=x.dtype, device=x.device)
+        states, log_w, z = [], torch.zeros((), dtype=x.dtype, device=x.device), z.to(x.dtype)
         for i in range(len(z)):
             k = first + i
             A, b, _ = (part[:, k] for part in self.affine)
@@ -210,7 +235,7 @@ class Continuous(Guide):
     """
 
     def run(self, first: int, x: Tensor, z: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
-        steps, states = self.steps, []
+        steps, states, z = self.steps, [], z.to(x.dtype)
         assert isinstance(steps, EulerGrid)
         log_w = torch.zeros(x.shape[:2], dtype=x.dtype, device=x.device)
         for i in range(len(z)):

@@ -6,6 +6,7 @@ remembers the stretches of a run when it is asked to, so that the engine carries
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,7 @@ from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.scans.gaussian.algebra import guided_root, mv
 from retrodict.particles import FeynmanKac
 
-_CACHED = 4096  # particles whose stretch is run together
+_CACHED = 4096  # particles whose stretch is run together; four times as many where a step is one loop
 WEIGHTS: dict[str, type[Guide]] = {"doob": Doob, "path": Path, "continuous": Continuous, "none": Free}
 
 
@@ -72,6 +73,7 @@ class GuidedModel(FeynmanKac):
     ends: list[int] | None = None
     stretches: list[Tensor] = field(default_factory=list)
     used: list[Tensor] = field(default_factory=list)
+    _pilots: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
@@ -87,6 +89,12 @@ class GuidedModel(FeynmanKac):
         if self.ends is not None and len(set(self.ends)) > 1:
             self.lengths = [self.bounds.index(node) for node in self.ends]
         self.root0 = guided_root(self.law0[1], self.guidance.messages.fused[0][:, 0])
+
+    def fresh(self, keep: bool) -> GuidedModel:
+        """This model, prepared as it is, for another run."""
+        other = copy(self)
+        other.keep, other.stretches, other.used = keep, [], []
+        return other
 
     def _prepare(self) -> Guidance:
         return prepare(
@@ -112,10 +120,12 @@ class GuidedModel(FeynmanKac):
         x = guidance.start[0].unsqueeze(1).expand(S, particles, d)
         z = torch.zeros(n, S, 1, r, dtype=x.dtype)
         if particles > 1:
-            noise = KeyedNoise(0, S, name="pilot")
+            if self._pilots is None:  # the same ones for every auxiliary
+                noise = KeyedNoise(0, S, name="pilot")
+                begin = noise.normal((particles, d)).double()
+                self._pilots = begin, noise.normal((n, particles, r)).movedim(1, 0)  # last: a longer batch draws more
             root = guided_root(self.law0[1], guidance.messages.fused[0][:, 0])
-            x = x + mv(root.unsqueeze(1), noise.normal((particles, d)).double())
-            z = noise.normal((n, particles, r)).double().movedim(1, 0)  # last: a longer batch draws more of it
+            x, z = x + mv(root.unsqueeze(1), self._pilots[0]), self._pilots[1]
         if not n:
             return x.unsqueeze(0), torch.zeros_like(x[..., 0])
         path, log_w = guidance.guide.run(0, x, z)
@@ -176,10 +186,10 @@ class GuidedModel(FeynmanKac):
     def _advance(self, first: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The last states of a stretch and its weights, a share of the particles at a time: what fits into cache."""
         runs = []
-        for i in range(0, x.shape[1], _CACHED):
-            states, log_w = self.guidance.guide.run(
-                first, x[:, i : i + _CACHED], z[:, :, i : i + _CACHED].double(), False
-            )
+        block = _CACHED if self.guidance.guide.coefficients is None else 4 * _CACHED
+        for i in range(0, x.shape[1], block):
+            span = slice(i, i + block)
+            states, log_w = self.guidance.guide.run(first, x[:, span], z[:, :, span], False)
             runs.append((states[-1], log_w))
         ends, weights = zip(*runs)
         return torch.cat(ends, 1), torch.cat(weights, 1)

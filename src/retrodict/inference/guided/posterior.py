@@ -78,14 +78,28 @@ class GuidedPosterior(Conditioned):
 
     @cached_property
     def _cloud(self) -> Cloud:
-        return self._run(self.guided, self.particles, self.seed)
+        return self._traced(self.particles, self.seed)
 
-    def _run(self, guided: GuidedModel, particles: int, seed: int) -> Cloud:
-        noise = KeyedNoise(seed, guided.series, name="guided")
-        lines = Lines()
-        with dated(self.times[:, guided.bounds]):
-            run = smc(guided, particles, noise, resample=self.resample, threshold=self.threshold, observers=[lines])
+    def _traced(self, particles: int, seed: int) -> Cloud:
+        lines, guided = Lines(), self.guided.fresh(keep=True)
+        run = self._smc(guided, particles, seed, "guided", lines)
         return Cloud(run, lines.ancestors, guided.stretches, guided.used)
+
+    def run(self, particles: int | None = None, seed: int | None = None) -> Run:
+        """A run that keeps no paths: particles at the last observation, their log-weights, the log evidence.
+
+        What the evidence and filtering weights cost alone.
+
+        Args:
+            particles, seed: those of the posterior by default.
+        """
+        particles, seed = self.particles if particles is None else particles, self.seed if seed is None else seed
+        return self._smc(self.guided.fresh(keep=False), particles, seed, "guided")
+
+    def _smc(self, guided: GuidedModel, particles: int, seed: int, name: str, *observers: Any) -> Run:
+        noise = KeyedNoise(seed, guided.series, name=name)
+        with dated(self.times[:, guided.bounds]):
+            return smc(guided, particles, noise, resample=self.resample, threshold=self.threshold, observers=observers)
 
     @property
     def log_evidence(self) -> Tensor:
@@ -119,9 +133,7 @@ class GuidedPosterior(Conditioned):
         """
         guided = self.make(keep=False, stretches_only=True)
         moments = Moments()
-        noise = KeyedNoise(self.seed, guided.series, name="filter")
-        with dated(self.times[:, guided.bounds]):
-            smc(guided, self.particles, noise, resample=self.resample, threshold=self.threshold, observers=[moments])
+        self._smc(guided, self.particles, self.seed, "filter", moments)
         index = torch.tensor([guided.bounds.index(k) for k in self.at])
         return self._marginals(moments.mean[:, index], moments.cov[:, index], False, picked=True)
 
@@ -154,7 +166,7 @@ class GuidedPosterior(Conditioned):
         """
         if n < 1:
             raise InputError(f"n is at least 1, got {n}")
-        cloud = self._run(self.make(keep=True), n, seed)
+        cloud = self._traced(n, seed)
         log_w = (cloud.run.log_w + cloud.run.log_evidence[:, None] + math.log(n)).T
         return self._paths(cloud.path(), log_w, cloud.innovations())
 
