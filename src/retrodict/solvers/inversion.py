@@ -138,6 +138,13 @@ def _solved(plan: Plan) -> _Solver:
     )
 
 
+def solved_for(row: Row, u: int, t: float) -> Row:
+    """A row without noise, solved for one of its states, which stands at time t."""
+    a = row.x[u]
+    x = {row.dst: 1 / a} | {r: -c / a for r, c in row.x.items() if r != u}
+    return Row(u, x, {k: -c / a for k, c in row.d.items()}, t=t)
+
+
 class _Solver:
     """What is known of a plan's registers, from the result backward, and the instructions that made it so."""
 
@@ -162,10 +169,7 @@ class _Solver:
         if row.dst not in self.known and not unknown:
             made = row
         elif row.dst in self.known and len(unknown) == 1:
-            (u,) = unknown
-            a = row.x[u]
-            x = {row.dst: 1 / a} | {r: -c / a for r, c in row.x.items() if r != u}
-            made = Row(u, x, {k: -c / a for k, c in row.d.items()}, t=self.level[u])
+            made = solved_for(row, unknown[0], self.level[unknown[0]])
         else:
             return False
         for k in row.d:

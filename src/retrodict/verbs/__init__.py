@@ -1,5 +1,6 @@
 """The verbs: the only place that dispatches over rooms."""
 
+from retrodict.verbs.backprop import backprop
 from retrodict.verbs.condition import Guidance, condition
 from retrodict.verbs.edit import edit
 from retrodict.verbs.fit import fit
@@ -14,6 +15,7 @@ __all__ = [
     "Guidance",
     "Inversion",
     "Samples",
+    "backprop",
     "condition",
     "edit",
     "filter",

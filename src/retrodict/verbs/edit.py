@@ -28,7 +28,8 @@ from retrodict.steering.editing import region as find_region
 from retrodict.steering.editing import rule as rule_of
 from retrodict.steering.potential import Potential
 from retrodict.steering.steered import Steered
-from retrodict.verbs.sample import check_denoiser, check_labels, evaluating
+from retrodict.verbs.conditions import over_samples
+from retrodict.verbs.sample import check_denoiser, evaluating
 
 
 @torch.no_grad()
@@ -225,22 +226,7 @@ def _condition(denoiser: Denoiser, value: Any, n: int, name: str) -> dict[str, A
             raise InputError(f"{name} is a dict of conditions here, got {value!r}; this denoiser has: {shown}")
         value = {only: value}
     denoiser.check_condition(dict(value))
-    return {k: _over_samples(denoiser, k, v, n, name) for k, v in value.items()}
-
-
-def _over_samples(denoiser: Denoiser, key: str, value: Any, n: int, name: str) -> Any:
-    if isinstance(value, (int, float, list, tuple)):
-        value = torch.as_tensor(value)
-    if not isinstance(value, Tensor):
-        return value
-    null = denoiser.conditions.get(key)
-    event = null.ndim if isinstance(null, Tensor) else 0
-    if value.ndim == event:  # one value for all
-        value = value.expand(n, *value.shape)
-    if len(value) == 1:
-        value = value.expand(n, *value.shape[1:])
-    require(len(value) == n, f"{name} has {len(value)} values of {key!r} for {n} data; pass one, or one each")
-    return check_labels(denoiser, key, value.to(denoiser.device))
+    return {k: over_samples(denoiser, k, v, n, name) for k, v in value.items()}
 
 
 def _region(mask: Any, x: Tensor) -> Tensor | float | None:
