@@ -43,16 +43,22 @@ class Population:
         candidates: K private proposals of every sample, of which one is kept at each step with probability in
             proportion to its weight: soft-value decoding (Li et al. 2024, algorithm 1, "SVDD").  It fixes the rest.
             Its law tends to the right one as K grows; at any K it is that of one choice among K at each step.
+        active: times ``(low, high)`` between which particles are resampled; weights go on everywhere.
+        partial: share of a population that is redrawn at once, the heaviest and the lightest; the rest keep their
+            weights.  Less is lost to siblings, and more of the weights' spread stays.
     """
 
     size: int | None = None
     resample: str | Scheme = "systematic"
     threshold: float = 0.5
     candidates: int | None = None
+    active: tuple[float, float] = (0.0, 1.0)
+    partial: float = 1.0
 
     def __post_init__(self) -> None:
         if self.candidates is not None:
-            if self.candidates < 2 or (self.size, self.resample, self.threshold) != (None, "systematic", 0.5):
+            others = (self.size, self.resample, self.threshold, self.active, self.partial)
+            if self.candidates < 2 or others != (None, "systematic", 0.5, (0.0, 1.0), 1.0):
                 raise InputError(f"candidates={self.candidates} are at least 2, and leave out the other arguments")
             for name, value in (("size", self.candidates), ("resample", CHOICE), ("threshold", 1.0)):
                 object.__setattr__(self, name, value)
@@ -60,8 +66,41 @@ class Population:
             raise InputError(f"a population has at least 2 particles, got {self.size}")
         if not 0 <= self.threshold <= 1:
             raise InputError(f"threshold is a share between 0 and 1, got {self.threshold}")
+        if len(self.active) != 2 or not 0 <= self.active[0] < self.active[1] <= 1:
+            raise InputError(f"active is a window (low, high) of times in [0, 1], got {self.active}")
+        if not 0 < self.partial <= 1:
+            raise InputError(f"partial is a share above 0 and at most 1, got {self.partial}")
         if isinstance(self.resample, str):
             resamplers[self.resample]  # raises on an unknown name
+
+    def poor(self, log_w: Tensor, effective: Tensor, t: float) -> Tensor:
+        """Which populations ``(G,)`` are redrawn at time t, given their log-weights and effective sizes."""
+        size = log_w.shape[-1]
+        if not self.active[0] <= t <= self.active[1]:
+            return torch.zeros_like(effective, dtype=torch.bool)
+        # a threshold of 1 means always, equal weights too
+        return (
+            torch.ones_like(effective, dtype=torch.bool) if self.threshold == 1 else effective < self.threshold * size
+        )
+
+    def redraw(self, log_w: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """``(parents (G, K), new log-weights (G, K), log evidence (G,) taken out of the weights)``.
+
+        All particles: weights become one and their mean is taken out.  A part of them: those get the mean weight of
+        the part, and nothing is taken out.
+        """
+        if self.partial == 1:
+            return resample_indices(self.resample, log_w, noise), torch.zeros_like(log_w), log_mean_exp(log_w)
+        size = log_w.shape[-1]
+        chosen = max(2, round(self.partial * size))
+        order = log_w.argsort(-1)
+        part = torch.cat([order[:, : chosen // 2], order[:, size - (chosen - chosen // 2) :]], -1)
+        inside = log_w.gather(-1, part)
+        parents = part.gather(-1, resample_indices(self.resample, inside, noise))
+        everyone = torch.arange(size, device=log_w.device).expand_as(log_w)
+        picks = everyone.scatter(-1, part, parents)
+        log_w = log_w.scatter(-1, part, log_mean_exp(inside).unsqueeze(-1).expand_as(inside))
+        return picks, log_w, torch.zeros_like(log_w[:, 0])
 
 
 def normalise(log_w: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from retrodict.core.registry import Registry
 from retrodict.denoisers import Denoiser, Step
 from retrodict.kernels import Belief
 from retrodict.kernels.laws import event_sum
-from retrodict.particles import Population, ess, log_mean_exp, resample_indices
+from retrodict.particles import Population, ess, log_mean_exp
 from retrodict.solvers.passes import last_uses
 from retrodict.solvers.plan import Call, Eval, Plan, Row
 from retrodict.solvers.runtime import NoiseRows
@@ -209,16 +209,14 @@ class _Machine:
         self._alive(log_w)
         effective = ess(log_w)
         self.result.ess.append(effective)
-        poor = effective < population.threshold * self.size
-        if population.threshold == 1:  # always, equal weights too
-            poor = torch.ones_like(poor)
+        poor = population.poor(log_w, effective, self.previous[0].t if self.previous else 1.0)
         if not bool(poor.any()):
             return
-        picks = resample_indices(population.resample, log_w, self.shared)
+        picks, equal, taken = population.redraw(log_w, self.shared)
         identity = torch.arange(self.size, device=picks.device).expand_as(picks)
         picks = torch.where(poor.unsqueeze(1), picks, identity)
-        self.log_z = self.log_z + torch.where(poor, log_mean_exp(log_w), 0.0)
-        self.log_w = torch.where(poor.unsqueeze(1), 0.0, log_w).flatten()
+        self.log_z = self.log_z + torch.where(poor, taken, 0.0)
+        self.log_w = torch.where(poor.unsqueeze(1), equal, log_w).flatten()
         self._permute((picks + self.size * torch.arange(self.groups, device=picks.device).unsqueeze(1)).flatten())
 
     def _permute(self, index: Tensor) -> None:
