@@ -63,7 +63,7 @@ def walk(
     x = x.contiguous()
     here = x.numpy()[0, :, 0]
     for i, row in enumerate(coefficients):
-        a, b, f = steps.parts(first + i, x)
+        a, b, f = steps.split_mean(first + i, x)
         if f.requires_grad:
             return None
         if f.shape != x.shape or f.dtype != x.dtype or not f.is_contiguous():

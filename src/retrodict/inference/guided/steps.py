@@ -40,7 +40,7 @@ class Steps:
         """m_k(x), ``(S, N, d)``."""
         raise NotImplementedError
 
-    def parts(self, k: int, x: Tensor) -> tuple[float, float, Tensor]:
+    def split_mean(self, k: int, x: Tensor) -> tuple[float, float, Tensor]:
         """``(a, b, f)`` with ``m_k(x) = a x + b f``, for steps whose length all series share."""
         return 0.0, 1.0, self.mean(k, x)
 
@@ -137,7 +137,7 @@ class EulerGrid(Steps):
         f, dt = self.drift(x, self._times[k]), self._lengths[k]
         return torch.add(x, f, alpha=dt) if isinstance(dt, float) else x + f * dt
 
-    def parts(self, k: int, x: Tensor) -> tuple[float, float, Tensor]:
+    def split_mean(self, k: int, x: Tensor) -> tuple[float, float, Tensor]:
         return 1.0, self._lengths[k], self.drift(x, self._times[k])
 
     def root(self, k: int, x: Tensor) -> Tensor:
