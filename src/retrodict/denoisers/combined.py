@@ -10,7 +10,7 @@ with the log-weight (a Feynman-Kac corrector: Skreta et al. 2025, in a form free
 
 Classifier-free guidance is the product of the unconditional denoiser to the power 1 - w and the conditional to
 the power w; annealing is one expert with W = beta.  Of discrete states the class posteriors are multiplied, one
-coordinate at a time, and no weight is carried.
+coordinate at a time; their weights are in `retrodict.denoisers.discrete_weights`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
+from retrodict.denoisers import discrete_weights
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.denoisers.wrapped import over_batch, repeat_null
-from retrodict.kernels import Belief, Categorical
+from retrodict.kernels import Belief
 from retrodict.kernels.laws import event_size, event_sum
 from retrodict.processes import Discrete, Process
-
-_OUT = -1e4  # log probability of what is ruled out, in sums
 
 
 class Bound(Denoiser):
@@ -76,7 +75,7 @@ class Product(Denoiser):
         conditions: dict[str, Any] = {}
         for d in denoisers:
             conditions |= d.conditions
-            if not _same_process(d.process, first.process):
+            if not same_process(d.process, first.process):
                 raise InputError(f"experts share one process; got {first.process!r} and {d.process!r}")
         super().__init__(first.process, first.shape, conditions)
         self.experts: Any = torch.nn.ModuleList(denoisers)
@@ -87,26 +86,15 @@ class Product(Denoiser):
         self.total = sum(self.weights)
         if self.total <= 0:
             raise InputError(f"the weights of a product sum to a positive number, got {self.total}")
-        discrete = isinstance(first.process, Discrete)
-        self.temperature = 1.0 if discrete else 1.0 / self.total
-        self.weighted = not discrete
+        self.temperature = 1.0 if isinstance(first.process, Discrete) else 1.0 / self.total
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         parts = [(w, d.belief(x, t, **self._own(d, condition))) for w, d in zip(self.weights, self.experts)]
         if isinstance(self.process, Discrete):
-            return self._product_of_laws(parts)
+            law, _ = discrete_weights.product_law(parts)
+            return Belief(law.log_p.exp(), law=law, x1=parts[0][1].x1, parts=parts)
         mean: Any = sum(w * part.mean for w, part in parts)
         return Belief(mean / self.total, parts=parts)
-
-    def _product_of_laws(self, parts: list[tuple[float, Belief]]) -> Belief:
-        """Class posteriors multiplied coordinate by coordinate; a value that any expert rules out is out."""
-        laws: list[Any] = [part.law for _, part in parts]
-        if any(law is None for law in laws):
-            raise InputError("a product of discrete denoisers needs laws over values; one of these gives a mean alone")
-        log_p: Any = sum(w * law.log_p.clamp_min(_OUT) for (w, _), law in zip(parts, laws))
-        out = torch.stack([law.log_p.isneginf() for law in laws]).any(0)
-        log_p = torch.log_softmax(log_p.masked_fill(out & ~out.all(-1, keepdim=True), -torch.inf), -1)
-        return Belief(log_p.exp(), law=Categorical(log_p), x1=parts[0][1].x1, parts=parts)
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         if isinstance(self.process, Discrete):
@@ -134,7 +122,14 @@ class Product(Denoiser):
                 rate = rate + (1 - 1 / self.total) * w * part.covariance().trace(event_size(part.mean)).double()
         return rate
 
+    def start_weight(self, belief: Belief) -> Tensor:
+        if isinstance(self.process, Discrete):
+            return discrete_weights.start_weight(self.process, belief, self.total)
+        return super().start_weight(belief)
+
     def increment(self, step: Step) -> Tensor:
+        if isinstance(self.process, Discrete):
+            return discrete_weights.increment(self.process, step, self.total)
         now = step.now
         assert now is not None
         if self.total == 1 and step.stochastic:  # exact for the ancestral kernel at any step size
@@ -144,12 +139,14 @@ class Product(Denoiser):
         return -0.5 * (step.snr_s - step.snr_t) * rate
 
     def final(self, step: Step) -> Tensor:
+        if isinstance(self.process, Discrete):
+            return discrete_weights.increment(self.process, step, self.total)
         if step.snr_s == float("inf"):  # at the clean end the experts agree: no weight
             return torch.zeros(step.x.shape[0], dtype=torch.float64, device=step.x.device)
         return -0.5 * (step.snr_s - step.snr_t) * self.rate(step.prev)
 
 
-def _same_process(a: Process, b: Process) -> bool:
+def same_process(a: Process, b: Process) -> bool:
     """Whether two processes are one: the same object, or equal configurations."""
     return a is b or (a.can_save and b.can_save and a.config() == b.config())
 

@@ -1,8 +1,8 @@
 """Steering: goals as potentials on the reverse path, with the weights that make the answer right."""
 
-from retrodict.steering.covariances import Covariance, covariances
+from retrodict.steering.covariances import Covariance
 from retrodict.steering.measurement import Measurement
-from retrodict.steering.methods import methods, steer
+from retrodict.steering.methods import steer
 from retrodict.steering.potential import Node, Potential, Tilt
 from retrodict.steering.readout import Readout, fit_classifier, fit_value
 from retrodict.steering.reward import Reward
@@ -17,9 +17,7 @@ __all__ = [
     "Reward",
     "Steered",
     "Tilt",
-    "covariances",
     "fit_classifier",
     "fit_value",
-    "methods",
     "steer",
 ]

@@ -10,9 +10,13 @@ goal                                  what "auto" does
 a measurement, and beliefs with a     the exact C as drift and weight
 covariance of their own, or at most
 16 numbers
-any other measurement                 the isotropic C as weight alone, without drift
+any other measurement                 the isotropic C as drift and weight: one derivative of the denoiser an evaluation
 a goal of another kind                as it is
 ====================================  ================================================================================
+
+The second line was measured on a trained network and on a kernel density of digits, half the image seen: without drift
+the weights degenerate once the noise is small (evidences of two runs 23 nats apart, against .4 with it), and the exact
+C by few products and without its determinant leaves one particle.
 """
 
 from __future__ import annotations
@@ -92,7 +96,7 @@ def auto(denoiser: Denoiser, goal: Measurement) -> Row:
     """What measures best where it can be afforded (module docstring)."""
     if known_spread(denoiser)[1] or goal.size <= FEW:
         return Row(goal.using("exact"), words="exact covariance, as drift and weight")
-    return Row(goal.using("isotropic", gain="none"), words="isotropic covariance, as weight alone")
+    return Row(goal.using("isotropic"), words="isotropic covariance, as drift and weight")
 
 
 @methods.register("mmps")

@@ -60,7 +60,7 @@ def dps(b: Builder, zeta: Any = 1.0, schedule: str = "constant") -> int:
 
 
 def stsl(b: Builder, inner: int = 5, rate: float = 0.2, limit: float = 1.0) -> int:
-    """``inner`` moves ``x + rate min(sigma, limit)^2 grad log h`` at each level, then a deterministic step on D itself."""
+    """``inner`` moves ``x + rate min(sigma, limit)^2 grad log h`` a level, then a deterministic step on D itself."""
     require(
         isinstance(inner, int) and inner >= 0, f"inner is a number of moves, an integer of at least 0; got {inner!r}"
     )

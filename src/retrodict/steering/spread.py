@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.denoisers import Denoiser
+from retrodict.denoisers import Denoiser, Joint
 from retrodict.denoisers.wrapped import Wrapped
 
 
@@ -51,7 +51,10 @@ def known_spread(denoiser: Denoiser) -> tuple[Spread, bool]:
     scale = denoiser.scale
     if scale is not None and scale.is_identity:
         scale = None
-    return Spread(_variance(inner), scale), hasattr(inner, "law") and _carries_covariance(denoiser)
+    variables: list[Any] = list(inner.variables) if isinstance(inner, Joint) else [inner]
+    sizes = inner.sizes if isinstance(inner, Joint) else [1]
+    variance = sum(n * _variance(v) for n, v in zip(sizes, variables)) / sum(sizes)
+    return Spread(variance, scale), all(hasattr(v, "law") for v in variables) and _carries_covariance(denoiser)
 
 
 def _innermost(denoiser: Any) -> Denoiser:

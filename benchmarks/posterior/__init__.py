@@ -1,0 +1,1 @@
+"""Posterior sampling with known answers: problems, and what is measured of samples."""
