@@ -46,12 +46,12 @@ def test_gradients_make_it_exact_for_gaussians_by_combination():
 
 
 def test_masses_of_two_far_modes():
-    """Modes eight apart, .7 and .3, from t = .5: the masses come out; Langevin dynamics from one mode never leaves."""
-    denoiser = MonteCarlo(UNNORMALISED, PATH, (1,), 300)
-    noise = torch.randn(1500, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    start = PATH.corrupt(TWO.sample(1500, seed=3), 0.5, noise)
+    """Modes eight apart, .7 and .3, by nothing but the density, from t = .5: the masses come out; Langevin dynamics
+    from one mode never leaves."""
+    denoiser = MonteCarlo(UNNORMALISED, PATH, (1,), 300).double()
+    start = denoiser.start(600, 0.5, steps=60)
     plan = rd.plan("ddpm", PATH, steps=30, start=0.5)
-    out = rd.sample(denoiser, 1500, plan=plan, init=start, progress=False).x.double()
+    out = rd.sample(denoiser, 600, plan=plan, init=start, progress=False).x.double()
     assert float((out < 0).double().mean()) == pytest.approx(0.7, abs=0.07)
     left = out[out[:, 0] < 0, 0]
     assert float(left.mean()) == pytest.approx(-4.0, abs=0.1) and float(left.std()) == pytest.approx(0.5, abs=0.12)
@@ -62,7 +62,22 @@ def test_masses_of_two_far_modes():
     assert float((x < 0).double().mean()) > 0.85
 
 
+def test_starts_have_the_law_of_their_time():
+    """Langevin dynamics under the estimated score: mean and variance of x_t within four standard errors and the bias
+    of its step (seed fixed)."""
+    denoiser = MonteCarlo(UNNORMALISED, PATH, (1,), 100).double()
+    x = denoiser.start(600, 0.5, step=0.15, steps=80)
+    law = TWO.marginal(PATH, 0.5)
+    spread = float(law.covariance[0, 0])
+    assert float(x.mean()) == pytest.approx(float(law.mean[0]), abs=4 * (spread / 600) ** 0.5)
+    assert float(x.var()) == pytest.approx(spread, rel=0.25)
+
+
 def test_arguments():
+    made = MonteCarlo(UNNORMALISED, PATH, (1,), 8)
+    for words, match in [({"step": 0.0}, "step"), ({"steps": 0}, "steps"), ({"t": 0.0}, "no noise")]:
+        with pytest.raises(InputError, match=match):
+            made.start(4, **{"t": 0.5} | words)
     with pytest.raises(InputError, match="draws"):
         MonteCarlo(UNNORMALISED, PATH, (1,), 1)
     with pytest.raises(InputError, match="one end"):

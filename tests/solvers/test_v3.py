@@ -152,6 +152,9 @@ def test_files(tmp_path):
     assert Statistics.load(path).config() == SMOOTH.config()
     plans = [rd.plan("dpm-solver-v3", VP, statistics=s, **WORDS) for s in (SMOOTH, str(path), SMOOTH.config())]
     assert plans[0].code == plans[1].code == plans[2].code
+    SMOOTH.save(tmp_path)  # the folder of a model: the same file
+    assert Statistics.load(tmp_path).config() == SMOOTH.config()
+    assert rd.plan("dpm-solver-v3", VP, statistics=tmp_path, **WORDS).code == plans[0].code
     plans[0].save(tmp_path / "plan.json")
     loaded = rd.Plan.load(tmp_path / "plan.json")
     assert loaded == plans[0]

@@ -56,11 +56,36 @@ class MonteCarlo(Denoiser):
         self.effective = torch.zeros(0)
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
+        return self._mean(x, batch_time(t, x), self.seed)
+
+    @torch.no_grad()
+    def start(self, n: int, t: float, steps: int = 100, step: float = 0.25, seed: int = 0) -> Tensor:
+        """States at time t ``(n, *shape)`` to start plans from, by Langevin dynamics under the estimated score.
+
+        Args:
+            t: moderate: where alpha is small the posteriors are as hard as the density itself, where it is near one the
+                modes no longer mix.
+            steps: of the chain, from draws of the noise alone; step: their size relative to sigma^2, in (0, 1].
+        """
+        require(n >= 1 and steps >= 1, f"n and steps are at least 1, got {n} and {steps}")
+        require(0 < step <= 1, f"0 < step <= 1 is needed, got {step}")
         path: Any = self.process
+        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+        require(alpha > 0 and sigma > 0, f"at t = {t} there is {'no signal' if sigma > 0 else 'no noise'}")
+        noise = KeyedNoise(seed, n, dtype=self.dtype, device=self.device)
+        x = sigma * noise.normal(self.shape or ())
         time = batch_time(t, x)
+        for i in range(steps):
+            score = (alpha * self._mean(x, time, self.seed + i + 1) - x) / sigma**2
+            x = x + step * sigma**2 * score + sigma * (2 * step) ** 0.5 * noise.normal(self.shape or ())
+        return x
+
+    def _mean(self, x: Tensor, time: Tensor, seed: int) -> Tensor:
+        """The combined estimate from the draws of a seed."""
+        path: Any = self.process
         view = (1, -1, *(1,) * (x.ndim - 1))
         alpha, sigma = (c(time).to(x.dtype).reshape(view) for c in (path.alpha, path.sigma))
-        key = round(float(time[0]) * 1e9) + self.seed * 1_000_003
+        key = round(float(time[0]) * 1e9) + seed * 1_000_003
         z = KeyedNoise(key, self.draws, dtype=x.dtype, device=x.device).normal(tuple(x.shape[1:])).unsqueeze(1)
         draws = (x + sigma * z) / alpha  # (draws, batch, *shape)
         log_w, slope = self._density(draws)

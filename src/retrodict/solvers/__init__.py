@@ -4,6 +4,7 @@ from retrodict.solvers import generators
 from retrodict.solvers.adaptive import Recorded, adaptive
 from retrodict.solvers.build import plan, regrid
 from retrodict.solvers.builder import Builder
+from retrodict.solvers.denoising_mcmc import Walk, denoising_mcmc, finish
 from retrodict.solvers.grids import grids
 from retrodict.solvers.parallel import Parallel
 from retrodict.solvers.plan import Plan
@@ -23,8 +24,11 @@ __all__ = [
     "Solver",
     "Start",
     "Statistics",
+    "Walk",
     "adaptive",
     "alias",
+    "denoising_mcmc",
+    "finish",
     "generators",
     "grids",
     "plan",

@@ -65,13 +65,15 @@ class Statistics:
         return {name: getattr(self, name).tolist() for name in ("lam", "l", "s", "b")}
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, to lie beside the model's weights."""
+        """Write a safetensors file; a folder, such as a model's, gets ``statistics.safetensors``."""
+        path = _file(path)
         require(Path(path).suffix == ".safetensors", f"the file's name ends in .safetensors, got {Path(path).name!r}")
         save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ("lam", "l", "s", "b")}, path)
 
     @staticmethod
     def load(path: str | Path) -> Statistics:
-        """Read a file of `save`."""
+        """Read a file of `save`, or the one in a folder."""
+        path = _file(path)
         try:
             with safe_open(path, framework="np") as file:
                 return Statistics(*(file.get_tensor(name) for name in ("lam", "l", "s", "b")))
@@ -79,15 +81,19 @@ class Statistics:
             raise InputError(f"{path} holds no statistics: {error}") from error
 
 
+def _file(path: str | Path) -> Path:
+    return Path(path) / "statistics.safetensors" if Path(path).is_dir() else Path(path)
+
+
 def as_statistics(value: Any) -> Statistics | None:
-    """`Statistics` from themselves, their plain values or a file."""
+    """`Statistics` from themselves, their plain values, a file or a folder."""
     if value is None or isinstance(value, Statistics):
         return value
     if isinstance(value, (str, Path)):
         return Statistics.load(value)
     if isinstance(value, Mapping) and {"lam", "l", "s", "b"} <= set(value):
         return Statistics(value["lam"], value["l"], value["s"], value["b"])
-    raise InputError("statistics are Statistics, a file of them, or their plain values lam, l, s, b")
+    raise InputError("statistics are Statistics, a file of them or its folder, or their plain values lam, l, s, b")
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def dpm_solver_v3(
 
     Args:
         order: nodes of the predictor, 1 to 6; 3 unconditionally and 2 under guidance as published.
-        statistics: `Statistics`, a file of them, or None for data prediction.
+        statistics: `Statistics`, a file of them, the folder of a model that has one, or None for data prediction.
         corrector: redo each step with the newest prediction; no evaluations.  True takes as many nodes as the
             predictor, "pseudo" one more and pseudo rows (the official code's advice beyond 6 evaluations).
         pseudo: predict by pseudo rows (the official code's setting up to 5 evaluations).
