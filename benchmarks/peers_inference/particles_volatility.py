@@ -1,4 +1,4 @@
-"""The package particles on stochastic volatility: arguments are a file of the data, N and the runs.
+"""The package particles on stochastic volatility: arguments are a file of the data, N, the runs and a seed.
 
 Prints one line of JSON: the seconds of every run and its log evidence.
 """
@@ -19,7 +19,7 @@ def main() -> None:
     """Bootstrap filter, systematic resampling below one half."""
     y, N, runs = np.load(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     model = ssm.StochVol(mu=-1.0, rho=0.9, sigma=0.3)
-    np.random.seed(0)
+    np.random.seed(int(sys.argv[4]))
     seconds, evidence = [], []
     for _ in range(runs):
         run = particles.SMC(fk=ssm.Bootstrap(ssm=model, data=list(y)), N=N, resampling="systematic", ESSrmin=0.5)
