@@ -11,32 +11,47 @@ from torch import Tensor
 from retrodict.kernels.scans.finite.chain import FiniteChain
 from retrodict.kernels.scans.native import array, compiled, each
 
-KERNELS = ("forward_one", "backward_one", "viterbi_one", "draw_one")
+_UNROLLED = 8  # chains of up to this many states get loops of their own
+KERNELS = ("scale", "forward_one", "backward_one", "viterbi_one", "draw_one")
 
 
-def forward_one(p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
-    """Filtered probabilities, and the log of the product of their divisors in ``total[0]``.
+def scale(log_g, k, K, g):  # type: ignore[no-untyped-def]
+    """``g <- exp(log_g[k] - top)``; returns the largest entry, top, or 0 where every state is ruled out."""
+    top = -math.inf
+    for j in range(K):
+        top = max(top, log_g[k, j])
+    if math.isinf(top):
+        top = 0.0
+    for j in range(K):
+        g[j] = math.exp(log_g[k, j] - top)
+    return top
+
+
+def forward_one(dims, p0, P, log_g, alpha, total):  # type: ignore[no-untyped-def]
+    """Filtered probabilities, where ``alpha`` has room for them, and the log evidence in ``total[0]``.
 
     Indices instead of views, which numba counts references of; one log for many divisors.
     """
-    nodes, K = g.shape
+    nodes, K = log_g.shape[0], len(dims) if len(dims) > 0 else log_g.shape[1]
     last, logs, product = P.shape[0] - 1, 0.0, 1.0
+    g, now, new = np.empty(K), np.empty(K), np.empty(K)
     for k in range(nodes):
+        logs += scale(log_g, k, K, g)
         if k:
             t = min(k - 1, last)
             for j in range(K):
-                alpha[k, j] = 0.0
+                new[j] = 0.0
             for i in range(K):
-                x = alpha[k - 1, i]
+                x = now[i]
                 for j in range(K):
-                    alpha[k, j] += x * P[t, i, j]
+                    new[j] += x * P[t, i, j]
         else:
             for j in range(K):
-                alpha[0, j] = p0[j]
+                new[j] = p0[j]
         s = 0.0
         for j in range(K):
-            alpha[k, j] *= g[k, j]
-            s += alpha[k, j]
+            new[j] *= g[j]
+            s += new[j]
         if not s > 0.0:
             logs = -math.inf
         elif not 1e-100 < product * s < 1e100:
@@ -46,37 +61,42 @@ def forward_one(p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
             product *= s
         s = 1.0 / s
         for j in range(K):
-            alpha[k, j] *= s
+            now[j] = new[j] * s
+        if len(alpha):
+            for j in range(K):
+                alpha[k, j] = now[j]
     total[0] = logs + math.log(product)
 
 
-def backward_one(P, g, beta, scale):  # type: ignore[no-untyped-def]
+def backward_one(dims, P, log_g, beta, logs):  # type: ignore[no-untyped-def]
     """Backward messages with largest entry one, and the logs of their factors; P holds transposed matrices."""
-    nodes, K = g.shape
+    nodes, K = log_g.shape[0], len(dims) if len(dims) > 0 else log_g.shape[1]
     last = P.shape[0] - 1
+    g, new = np.empty(K), np.empty(K)
     for j in range(K):
         beta[nodes - 1, j] = 1.0
-    scale[nodes - 1] = 0.0
+    logs[nodes - 1] = 0.0
     for k in range(nodes - 1, 0, -1):
         t = min(k - 1, last)
+        top = scale(log_g, k, K, g)
         for i in range(K):
-            beta[k - 1, i] = 0.0
+            new[i] = 0.0
         for j in range(K):
-            x = beta[k, j] * g[k, j]
+            x = beta[k, j] * g[j]
             for i in range(K):
-                beta[k - 1, i] += x * P[t, j, i]
+                new[i] += x * P[t, j, i]
         most = 0.0
         for i in range(K):
-            most = max(most, beta[k - 1, i])
-        scale[k - 1] = scale[k] + (math.log(most) if most > 0.0 else -math.inf)
+            most = max(most, new[i])
+        logs[k - 1] = logs[k] + top + (math.log(most) if most > 0.0 else -math.inf)
         most = 1.0 / most
         for i in range(K):
-            beta[k - 1, i] *= most
+            beta[k - 1, i] = new[i] * most
 
 
-def viterbi_one(log_p0, log_P, log_g, path, log_prob):  # type: ignore[no-untyped-def]
+def viterbi_one(dims, log_p0, log_P, log_g, path, log_prob):  # type: ignore[no-untyped-def]
     """The most probable path and its log probability."""
-    nodes, K = log_g.shape
+    nodes, K = log_g.shape[0], len(dims) if len(dims) > 0 else log_g.shape[1]
     origin = np.zeros((nodes, K), dtype=np.int64)
     best, new = np.empty(K), np.empty(K)
     for j in range(K):
@@ -124,32 +144,42 @@ def draw_one(p0, P, w, u, path):  # type: ignore[no-untyped-def]
             path[k, m] = state
 
 
+def _ready(chain: FiniteChain) -> list[tuple[int, ...]]:
+    """Compile; the ``dims`` of chains of this size (see `gaussian.loops`), in a list of one."""
+    compiled(globals(), KERNELS)
+    return [(0,) * chain.states if chain.states <= _UNROLLED else ()]
+
+
 def forward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """Filtered probabilities ``(S, n+1, K)`` and the log evidence ``(S,)``."""
-    compiled(globals(), KERNELS)
-    scaled, top = chain.scaled()
-    g = array(scaled)
-    alpha, total = np.empty_like(g), np.empty((len(g), 1))
-    each(forward_one, len(g), array(chain.p0), array(chain.P), g, alpha, total)
-    return torch.from_numpy(alpha), torch.from_numpy(total[:, 0]) + top.sum(1)
+    return _forward(chain, np.empty(chain.log_g.shape))
+
+
+def evidence(chain: FiniteChain) -> Tensor:
+    """The log evidence alone."""
+    return _forward(chain, np.empty((1, 0, chain.states)))[1]
+
+
+def _forward(chain: FiniteChain, alpha: np.ndarray) -> tuple[Tensor, Tensor]:
+    dims, log_g = _ready(chain), array(chain.log_g)
+    total = np.empty((len(log_g), 1))
+    each(forward_one, len(log_g), dims, array(chain.p0), array(chain.P), log_g, alpha, total)
+    return torch.from_numpy(alpha), torch.from_numpy(total[:, 0])
 
 
 def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """``beta (S, n+1, K)`` with largest entry one, and ``scale (S, n+1)``."""
-    compiled(globals(), KERNELS)
-    scaled, top = chain.scaled()
-    g = array(scaled)
-    beta, scale = np.empty_like(g), np.empty(g.shape[:2])
-    each(backward_one, len(g), array(chain.P.mT), g, beta, scale)
-    return torch.from_numpy(beta), torch.from_numpy(scale) + top.flip(1).cumsum(1).flip(1) - top
+    dims, log_g = _ready(chain), array(chain.log_g)
+    beta, logs = np.empty_like(log_g), np.empty(log_g.shape[:2])
+    each(backward_one, len(log_g), dims, array(chain.P.mT), log_g, beta, logs)
+    return torch.from_numpy(beta), torch.from_numpy(logs)
 
 
 def viterbi(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """The most probable path ``(S, n+1)`` and its log joint probability ``(S,)``; ties go to the lower state."""
-    compiled(globals(), KERNELS)
-    log_g = array(chain.log_g)
+    dims, log_g = _ready(chain), array(chain.log_g)
     path, log_prob = np.empty(log_g.shape[:2], dtype=np.int64), np.empty((len(log_g), 1))
-    each(viterbi_one, len(log_g), array(chain.p0.log()), array(chain.P.log()), log_g, path, log_prob)
+    each(viterbi_one, len(log_g), dims, array(chain.p0.log()), array(chain.P.log()), log_g, path, log_prob)
     return torch.from_numpy(path), torch.from_numpy(log_prob[:, 0])
 
 

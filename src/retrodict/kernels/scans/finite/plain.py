@@ -75,21 +75,24 @@ def viterbi(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """The most probable path ``(S, n+1)`` and its log joint probability ``(S,)``; ties go to the lower state."""
     log_g = np.ascontiguousarray(array(chain.log_g).swapaxes(0, 1))
     log_P = array(chain.P.log())
-    last, series = log_P.shape[1] - 1, np.arange(log_g.shape[1])
+    # origins in front: the maximum over them then runs along rows, several times faster than along short columns
+    ahead, back = (np.ascontiguousarray(log_P.transpose(axes)) for axes in ((1, 2, 0, 3), (1, 0, 3, 2)))
+    last, series = len(ahead) - 1, np.arange(log_g.shape[1])
     best = np.empty_like(log_g)
     np.add(array(chain.p0.log()), log_g[0], out=best[0])
-    sums = np.empty((*log_g.shape[1:], log_g.shape[2]))
+    sums = np.empty((log_g.shape[2], *log_g.shape[1:]))
     for k in range(1, len(log_g)):
-        np.add(best[k - 1][:, :, None], log_P[:, min(k - 1, last)], out=sums)
-        np.max(sums, axis=1, out=best[k])
+        np.add(best[k - 1].T[:, :, None], ahead[min(k - 1, last)], out=sums)
+        np.maximum.reduce(sums, axis=0, out=best[k])
         best[k] += log_g[k]
     state = best[-1].argmax(-1)
     log_prob = best[-1][series, state]
     path = np.empty(log_g.shape[:2], dtype=np.int64)
     path[-1] = state
-    own = series if len(log_P) > 1 else 0
+    shared = len(log_P) == 1
     for k in range(len(log_g) - 1, 0, -1):  # which origin was best is asked for along the path alone
-        state = (best[k - 1] + log_P[own, min(k - 1, last), :, state]).argmax(-1)
+        into = back[min(k - 1, last)]
+        state = (best[k - 1] + (into[0].take(state, 0) if shared else into[series, state])).argmax(-1)
         path[k - 1] = state
     return torch.from_numpy(path).T, torch.from_numpy(log_prob)
 
