@@ -77,14 +77,14 @@ def test_counts_of_images_and_of_sequences(tmp_path):
 
 
 def test_guidance_multiplies_class_posteriors():
-    """w = 2 on labels: p(x|label)^2 / p(x), coordinate by coordinate; no weights are carried."""
+    """w = 2 on labels: p(x|label)^2 / p(x), coordinate by coordinate; `guidance=` carries no weights."""
     data = Atoms(torch.tensor([[0], [1], [0], [1]]), [0.4, 0.1, 0.2, 0.3], labels=[0, 0, 1, 1])
     denoiser = data.denoiser(rd.Masked(2))
     x = torch.tensor([[2]])
     guided = rd.Guided(denoiser, 2.0)
     p, q = torch.tensor([0.8, 0.2]).double(), torch.tensor([0.6, 0.4]).double()
     expected = p**2 / q / (p**2 / q).sum()
-    assert torch.allclose(guided(x, 0.5, label=0)[0, 0], expected, atol=1e-9) and not guided.weighted
+    assert torch.allclose(guided(x, 0.5, label=0)[0, 0], expected, atol=1e-9) and guided.weighted
     run = rd.sample(denoiser, 2000, guidance=2.0, label=0, steps=4, **QUIET)
     share = float((run.x == 0).double().mean())
     assert abs(share - float(expected[0])) < 4.5 * (0.06 / 2000) ** 0.5 * 1.2  # false alarm below 1e-4

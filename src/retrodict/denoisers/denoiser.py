@@ -10,6 +10,7 @@ nodes of a plan and `final` at its end are log-weights, and population runs ask 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ class Step:
         t, s: their times; snr_t, snr_s: alpha^2/sigma^2 there (infinite at the clean end).
         log_ratio: ``(batch,)``, log of base kernel over proposal kernel for the move.
         stochastic: whether the move had fresh noise.
-        x: the state at s.
+        x: the state at s; x_prev: the state at t.
+        log_move: log-probability of the move under any belief ``(batch,)``, where a data-dependent row has one.
     """
 
     prev: Belief
@@ -43,6 +45,8 @@ class Step:
     log_ratio: Tensor
     stochastic: bool
     x: Tensor
+    x_prev: Tensor | None = None
+    log_move: Callable[[Belief], Tensor] | None = None
 
 
 class Denoiser(nn.Module):

@@ -35,6 +35,10 @@ from retrodict.solvers.runtime import NoiseRows
 #: Data-dependent rows: ``(denoiser, x, belief, call, noise, condition, *more) -> x``, ``more`` the call's registers.
 calls: Registry[Callable[..., Tensor]] = Registry("data-dependent row")
 
+#: What gives the log-probability of where such a row went, under any belief: ``(denoiser, x, call, moved, condition) ->
+#: (belief -> (batch,))``, or None where it has none.
+densities: Registry[Callable[..., Callable[[Belief], Tensor] | None]] = Registry("density of a row")
+
 
 @dataclass
 class Run:
@@ -110,7 +114,8 @@ class _Machine:
         self.rows = NoiseRows(noise.stream("rows"), plan.noises, tuple(x.shape[1:]), denoiser.temperature**0.5)
         self.result = Run(x)
         self.population = population
-        self.previous: tuple[Eval, Belief] | None = None
+        self.previous: tuple[Eval, Belief, Tensor] | None = None
+        self.moves: list[Callable[[Belief], Tensor] | None] = []
         self.answered: tuple[Tensor, Belief] | None = None
         self.log_ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.moved_with_noise = False
@@ -135,8 +140,8 @@ class _Machine:
             self.log_w += self.denoiser.increment(
                 self._step(belief, node.t, _snr(node.alpha, node.sigma), self.x[node.x])
             )
-        self.previous = (node, belief)
-        self.log_ratio, self.moved_with_noise = torch.zeros_like(self.log_ratio), False
+        self.previous = (node, belief, self.x[node.x])
+        self.log_ratio, self.moved_with_noise, self.moves = torch.zeros_like(self.log_ratio), False, []
         self.maybe_resample()
 
     def believe(self, node: Eval) -> Belief:
@@ -184,10 +189,13 @@ class _Machine:
     def call(self, instruction: Call) -> None:
         belief = self.beliefs[instruction.k]
         function = calls[instruction.name]
-        more = [self.x[r] for r in instruction.more]
-        self.x[instruction.dst] = function(
-            self.denoiser, self.x[instruction.x], belief, instruction, self.noise, self.condition, *more
-        )
+        more, x = [self.x[r] for r in instruction.more], self.x[instruction.x]
+        moved = function(self.denoiser, x, belief, instruction, self.noise, self.condition, *more)
+        if self.population is not None:
+            known = instruction.name in densities and not more
+            density = densities[instruction.name] if known else None
+            self.moves.append(density and density(self.denoiser, x, instruction, moved, self.condition))
+        self.x[instruction.dst] = moved
         self.moved_with_noise = True
 
     def forget(self, names: list[str]) -> None:
@@ -198,9 +206,10 @@ class _Machine:
 
     def _step(self, now: Belief | None, s: float, snr_s: float, x: Tensor) -> Step:
         assert self.previous is not None
-        node, belief = self.previous
-        snr_t = _snr(node.alpha, node.sigma)
-        return Step(belief, now, node.t, s, snr_t, snr_s, self.log_ratio, self.moved_with_noise, x)
+        node, belief, x_prev = self.previous
+        snr_t, log_move = _snr(node.alpha, node.sigma), _together(self.moves)
+        noisy = self.moved_with_noise
+        return Step(belief, now, node.t, s, snr_t, snr_s, self.log_ratio, noisy, x, x_prev, log_move)
 
     def maybe_resample(self) -> None:
         population = self.population
@@ -224,7 +233,8 @@ class _Machine:
         self.beliefs = {k: b.take(index) for k, b in self.beliefs.items()}
         self.ancestors, self.answered = self.ancestors[index], None
         if self.previous is not None:
-            self.previous = (self.previous[0], self.beliefs[self.previous[0].k])
+            node, _, x = self.previous
+            self.previous = (node, self.beliefs[node.k], x[index])
 
     def _alive(self, log_w: Tensor) -> None:
         best = log_w.max(-1).values
@@ -272,6 +282,16 @@ class _Machine:
             [self.x[r] for r in self.plan.also],
         )
         return self.result
+
+
+def _together(moves: list[Callable[[Belief], Tensor] | None]) -> Callable[[Belief], Tensor] | None:
+    """The log-probability of several moves; None if one of them has none."""
+    known = [move for move in moves if move is not None]
+    return (
+        (lambda belief: torch.stack([move(belief) for move in known]).sum(0))
+        if known and len(known) == len(moves)
+        else None
+    )
 
 
 def _snr(alpha: float, sigma: float) -> float:

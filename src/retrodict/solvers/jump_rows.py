@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise
 from retrodict.denoisers import Denoiser, sharpened
 from retrodict.kernels import Belief, Flip
+from retrodict.kernels.laws import event_sum
 from retrodict.processes import Blackout, Discrete, TokenBridge
 from retrodict.processes.counts import draw_poisson
 from retrodict.processes.discrete import leading
-from retrodict.solvers.general import calls
+from retrodict.solvers.general import calls, densities
 from retrodict.solvers.plan import Call
 
 _BISECTIONS = 44  # of the log of the forgotten share: to 1e-12 of its range
@@ -58,6 +59,41 @@ def tau_leap(
     pick = _pick(jumps.rate, u[1])
     landed = jumps.to.gather(-1, pick.unsqueeze(-1)).squeeze(-1)
     return torch.where(u[0] < -torch.expm1(-total * size), landed, x)
+
+
+@densities.register("reverse-step")
+def step_density(
+    denoiser: Denoiser, x: Tensor, call: Call, moved: Tensor, condition: Mapping[str, Any]
+) -> Callable[[Belief], Tensor] | None:
+    """Of a step that is a reversal: no fresh draws, and a law that is pushed."""
+    if call.options["eta"] != 0 or call.options["belief_as"] not in ("auto", "marginal"):
+        return None
+
+    def density(belief: Belief) -> Tensor:
+        kernel: Any = denoiser.process.bridge(x, call.t, call.s, 0.0, condition.get("x1"))
+        return kernel.push(_law(_belief(belief, call), "reverse-step")).log_prob(moved)
+
+    return density
+
+
+@densities.register("tau-leap")
+def leap_density(
+    denoiser: Denoiser, x: Tensor, call: Call, moved: Tensor, condition: Mapping[str, Any]
+) -> Callable[[Belief], Tensor] | None:
+    """At most one jump of each coordinate at frozen rates."""
+    process = denoiser.process
+    assert isinstance(process, Discrete)
+    if isinstance(process, Blackout):
+        return None
+
+    def density(belief: Belief) -> Tensor:
+        jumps = process.jumps(_known(_belief(belief, call)), x, call.t, condition.get("x1"))
+        total = jumps.rate.sum(-1)
+        there = (jumps.rate * (jumps.to == moved.unsqueeze(-1))).sum(-1)
+        leave = torch.log(-torch.expm1(-total * (call.t - call.s))) + (there / total).log()
+        return event_sum(torch.where(moved == x, -total * (call.t - call.s), leave))
+
+    return density
 
 
 @calls.register("event-time")
