@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from retrodict.app.report import Code, Images, LineChart, Scatter, Series, Table, with_interval
@@ -52,6 +53,20 @@ def image_grid(pixels: np.ndarray, columns: Sequence[str] = (), title: str = "cl
         columns_title=title if columns else "",
         caption=caption,
     )
+
+
+def contact_sheet(pixels: np.ndarray, least: int = 32) -> Image.Image:
+    """Images ``(n, H, W[, 3])`` in [0, 1] on one sheet, as near to a square as can be; small ones are enlarged."""
+    n, height, width = pixels.shape[:3]
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    zoom = max(1, math.ceil(least / max(height, width)))
+    tiles = np.zeros((rows * columns, *pixels.shape[1:]))
+    tiles[:n] = pixels
+    sheet = tiles.reshape(rows, columns, *pixels.shape[1:]).swapaxes(1, 2).reshape(rows * height, columns * width, -1)
+    sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)
+    sheet = sheet[..., 0] if sheet.shape[-1] == 1 else sheet
+    return Image.fromarray((sheet * 255).round().astype(np.uint8))
 
 
 def film_strip(run: Trajectory, names: Sequence[str], scale: Scale | None) -> Images:

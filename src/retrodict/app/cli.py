@@ -155,6 +155,39 @@ def bench(
     measure_solvers(folder, nfe.split(","), solver.split(","), n, out, seed, device)
 
 
+@command("retrodict restore digits --operator half:bottom --noise 0.05 --model runs/demo --out runs/restored")
+def restore(
+    images: Annotated[
+        str, typer.Argument(help="An image, a folder of images, a .npy file, or a data set for its held-out images.")
+    ],
+    operator: Annotated[
+        str, typer.Option(help="How they were measured: inpaint:mask.png, blur:5,1.0, half:bottom | downsample:2, ...")
+    ],
+    model: Annotated[str, typer.Option(help="A run folder, or the name of a model on the Hugging Face Hub.")],
+    noise: Annotated[float, typer.Option(help="Standard deviation of the noise; black to white is 1.")] = 0.05,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("runs/restored"),
+    degrade: Annotated[
+        bool, typer.Option("--degrade", help="The images are clean: apply operator and noise first, and check.")
+    ] = False,
+    number: Annotated[int | None, typer.Option("-n", "--number", min=1, help="At most so many images.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Posterior draws written for each image.")] = 16,
+    method: Annotated[str, typer.Option(help="How the model is conditioned; auto carries weights.")] = "auto",
+    populations: Annotated[int, typer.Option(min=1, help="Independent populations, pooled.")] = 4,
+    particles: Annotated[int, typer.Option(min=2, help="Particles of each population.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Steps from noise to image.")] = 40,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Restore damaged images: posterior samples, their mean, and how sure each pixel is.
+
+    Where the clean images are known, it also checks that intervals cover the truth as often as they say.
+    """
+    from retrodict.app.restore import Settings, restore_files
+
+    given = Settings(operator, noise, degrade, samples, method, populations, particles, steps, seed, number)
+    restore_files(images, model, out, given, device)
+
+
 @command("retrodict infer config.yaml data.csv --out runs/lynx")
 def infer(
     config: Annotated[

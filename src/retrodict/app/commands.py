@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import retrodict as rd
 from retrodict.app import demo
-from retrodict.app.blocks import brightness
+from retrodict.app.blocks import brightness, contact_sheet
 from retrodict.app.options import (
     name_of_process,
     parse_conditions,
@@ -92,20 +91,6 @@ def _write(out: Path, x: Tensor, conditions: Mapping[str, Tensor], run: Run) -> 
     else:
         arrays: dict[str, Any] = {"x": x.cpu().numpy()} | {name: value.numpy() for name, value in conditions.items()}
         np.savez_compressed(out, allow_pickle=False, **arrays)
-
-
-def contact_sheet(pixels: np.ndarray, least: int = 32) -> Image.Image:
-    """Images ``(n, H, W[, 3])`` in [0, 1] on one sheet, as near to a square as can be; small ones are enlarged."""
-    n, height, width = pixels.shape[:3]
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    zoom = max(1, math.ceil(least / max(height, width)))
-    tiles = np.zeros((rows * columns, *pixels.shape[1:]))
-    tiles[:n] = pixels
-    sheet = tiles.reshape(rows, columns, *pixels.shape[1:]).swapaxes(1, 2).reshape(rows * height, columns * width, -1)
-    sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)
-    sheet = sheet[..., 0] if sheet.shape[-1] == 1 else sheet
-    return Image.fromarray((sheet * 255).round().astype(np.uint8))
 
 
 def measure_solvers(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError, near, require
+from retrodict.core.registry import Registry
 from retrodict.processes import Process, processes
 
 
@@ -38,29 +39,39 @@ def parse_process(text: str, known: Mapping[str, Any] | None = None) -> Process:
     ...
     retrodict.core.errors.InputError: unknown process 'edn'; known: ... Did you mean 'edm'?
     """
-    name, rest = name_of_process(text), text.strip().partition(":")[2]
-    make = processes[name]
+    return parse_call(text, processes, known or {})
+
+
+def parse_call(text: str, registry: Registry[Any], known: Mapping[str, Any]) -> Any:
+    """What a function of a registry makes, from ``NAME:VALUE,OPTION=VALUE,...``; a colon separates values as well.
+
+    Args:
+        known: values of options that the function needs and the text leaves out.
+    """
+    kind = registry.kind
+    name, _, rest = text.strip().partition(":")
+    make = registry[name]
     parameters = inspect.signature(make).parameters
     words: dict[str, Any] = {}
-    for position, part in enumerate(filter(None, (p.strip() for p in rest.split(",")))):
+    for position, part in enumerate(filter(None, (p.strip() for p in rest.replace(":", ",").split(",")))):
         option, equals, value = part.partition("=")
         if not equals:
             require(
                 position < len(parameters),
-                f"process {text!r} has more values than {name!r} has options: {_names(parameters)}",
+                f"{kind} {text!r} has more values than {name!r} has options: {_names(parameters)}",
             )
             option, value = list(parameters)[position], part
         if option not in parameters:
             raise InputError(
-                f"process {name!r} has no option {option!r}; its options: {_names(parameters)}."
+                f"{kind} {name!r} has no option {option!r}; its options: {_names(parameters)}."
                 f"{near(option, parameters)}"
             )
-        require(option not in words, f"process {text!r} gives {option!r} twice")
-        words[option] = _typed(value, str(parameters[option].annotation), f"{option} of process {name!r}")
+        require(option not in words, f"{kind} {text!r} gives {option!r} twice")
+        words[option] = _typed(value, str(parameters[option].annotation), f"{option} of {kind} {name!r}")
     needed = {p.name for p in parameters.values() if p.default is p.empty}
-    words |= {k: v for k, v in (known or {}).items() if k in needed and k not in words and v is not None}
+    words |= {k: v for k, v in known.items() if k in needed and k not in words and v is not None}
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in words]
-    require(not missing, f"process {name!r} needs {', '.join(missing)}; write it as {name}:VALUE, for example {name}:2")
+    require(not missing, f"{kind} {name!r} needs {', '.join(missing)}; write it as {name}:VALUE, for example {name}:2")
     return make(**words)
 
 
@@ -70,6 +81,7 @@ def _names(parameters: Mapping[str, inspect.Parameter]) -> str:
 
 def _typed(value: str, annotation: str, what: str) -> Any:
     """The value as the annotation asks: a whole number, a number, or text."""
+    annotation = annotation.removesuffix(" | None")
     if annotation not in ("int", "float"):
         return value
     try:
