@@ -1,12 +1,10 @@
 """Discrete states, trained and measured on a processor in minutes: digits as counts, text, pairs, and time.
 
     digits   counts 0..16 by pure death and by masks, labels given: the share that a classifier of real digits knows
-    text     licences that ship with the system, by characters: bits per character of masked diffusion beside an
-             autoregressive network of the same blocks and training, and samples with and without remasking
     bridge   "copy with edits": top-1 accuracy of a token bridge beside a one-shot classifier; edits are correlated
     speed    time per step beside a loop that is written as the published one, against the length of the sequence
 
-    python benchmarks/bench_discrete.py [digits text bridge speed] [--scale 1.0]
+    python benchmarks/bench_discrete.py [digits bridge speed] [--scale 1.0]
 
 Each study writes ``benchmarks/results/discrete-NAME.json``; "speed" also draws ``docs/assets/discrete_cost.png``, and
 "digits" ``docs/assets/discrete_digits.png``.  ``--scale`` multiplies every training length.
@@ -31,10 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import retrodict as rd
-from retrodict.data import Data, text
 from retrodict.denoisers.networks.transformer import Transformer
 from retrodict.diagnostics.classifier import feature_classifier
-from retrodict.diagnostics.likelihood import elbo
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -57,7 +53,7 @@ def digits(scale: float) -> dict[str, Any]:
     cases = {
         "Blackout, law": (rd.Blackout(17), {"predicts": "law", "network_options": small}, 700, 64),
         "Masked, law": (rd.Masked(17), {"network_options": small}, 700, 64),
-        "Blackout, mean": (rd.Blackout(17), {}, 900, 128),
+        "Blackout, mean": (rd.Blackout(17), {"network_options": small}, 1200, 128),
     }
     for name, (process, words, training, steps) in cases.items():
         begun = time.process_time()
@@ -103,130 +99,6 @@ def _digits_picture(shown: dict[str, Tensor]) -> None:
     fig.tight_layout(pad=0.2)
     fig.savefig(ASSETS / "discrete_digits.png", dpi=130, metadata={"Software": None})
     plt.close(fig)
-
-
-# -- text -----------------------------------------------------------------------------------------------------------
-
-LENGTH, SIZE = 64, {"hidden": 96, "depth": 3, "heads": 4, "patch": 1}
-
-
-def licences() -> Data:
-    """The licences of the system, or that of this repository, in windows of 64 characters; the end is held out."""
-    shared = Path("/usr/share/common-licenses")
-    files = sorted({p.resolve() for p in shared.glob("*")}) if shared.is_dir() else []
-    whole = "".join(p.read_text(encoding="utf-8") for p in files or [HERE.parent / "LICENSE"])
-    return text(" ".join(whole.split()), length=LENGTH, heldout=0.1, name="licences")
-
-
-class Causal(Transformer):
-    """The same blocks, each position hearing only what stands before it: the autoregressive baseline."""
-
-    def run(self, x: Tensor, condition: Tensor) -> Tensor:
-        assert self.place is not None
-        h = self.embed(x) + self.place
-        parts = self.modulate(condition)[:, None].chunk(6 * len(self.blocks) + 2, dim=-1)
-        later = torch.full((x.shape[1],) * 2, -torch.inf).triu(1)
-        for i, block in enumerate(self.blocks):
-            a1, b1, g1, a2, b2, g2 = parts[6 * i : 6 * i + 6]
-            heard = block.attention(torch.addcmul(b1, block.norm(h), 1.0 + a1), later)  # type: ignore[operator]
-            h = torch.addcmul(h, g1, heard)
-            h = torch.addcmul(h, g2, block.feed(torch.addcmul(b2, block.norm(h), 1.0 + a2)))  # type: ignore[operator]
-        a, b = parts[-2:]
-        return self.leave(torch.addcmul(b, self.norm(h), 1.0 + a))
-
-
-def surprise(network: Causal, x: Tensor) -> Tensor:
-    """-log p of each window in nats a character ``(n,)``; the first character is told by a start token."""
-    start = torch.full_like(x[:, :1], network.vocabulary - 1)  # type: ignore[operator]
-    log_p = torch.log_softmax(network(torch.cat([start, x[:, :-1]], 1), None).double(), -1)
-    return -log_p.gather(-1, x.unsqueeze(-1)).squeeze(-1).mean(1)
-
-
-def train_causal(data: Data, steps: int, batch: int, lr: float) -> Causal:
-    """By the same optimiser, warm-up, decay and averaging as `fit`."""
-    from retrodict.training import train
-
-    torch.manual_seed(0)
-    size: dict[str, Any] = SIZE
-    network = Causal((LENGTH,), vocabulary=data.levels + 1, out_channels=data.levels, time=False, **size)  # type: ignore[operator]
-    result = train(
-        network,
-        lambda module, batch, generator: {"loss": surprise(module, batch["x"]).float().mean()},
-        {"x": data.x},
-        steps=steps,
-        batch_size=batch,
-        lr=lr,
-        ema=0.99,
-        seed=0,
-        **QUIET,
-    )
-    made: Any = result.module
-    return made.eval()
-
-
-@torch.no_grad()
-def licence_text(scale: float) -> dict[str, Any]:
-    """Bits per character, and what remasking does to samples."""
-    data = licences()
-    assert data.heldout is not None and data.levels is not None
-    steps, words = round(scale * 900), {"batch_size": 32, "lr": 3e-3}
-    with torch.enable_grad():
-        begun = time.process_time()
-        denoiser = rd.fit(
-            rd.Masked(data.levels), data, steps=steps, network_options=SIZE, ema=0.99, seed=0, **words, **QUIET
-        )
-        masked_s = time.process_time() - begun
-        begun = time.process_time()
-        causal = train_causal(data, steps, words["batch_size"], words["lr"])
-        causal_s = time.process_time() - begun
-    x = data.heldout.x[:300]
-    bound = -elbo(denoiser, x, samples=16).log_prob / LENGTH / math.log(2)
-    exact = surprise(causal, x) / math.log(2)
-    counts = torch.bincount(data.x.flatten(), minlength=data.levels).double() + 1
-    unigram = -(counts[x] / counts.sum()).log2().mean(1)
-    rows = [
-        _bits("masked diffusion, at most", bound, denoiser.network, masked_s),
-        _bits("autoregressive", exact, causal, causal_s),
-        _bits("frequencies of characters", unigram, None, 0.0),
-    ]
-    for row in rows:
-        print(row, flush=True)
-    rows += _remasking(denoiser, causal, data)
-    what = (
-        f"Licences by characters ({len(data.x) * LENGTH:,} of them, {data.levels} kinds), windows of {LENGTH}; samples "
-    )
-    what += "are judged by the autoregressive network, and their entropy of pairs says whether they are monotonous"
-    return {"what": what, "rows": rows}
-
-
-def _bits(name: str, bits: Tensor, network: Any, seconds: float) -> dict[str, Any]:
-    error = 1.96 * float(bits.std()) / math.sqrt(len(bits))
-    size = 0 if network is None else sum(p.numel() for p in network.parameters())
-    return {"case": name, "bits_per_character": float(bits.mean()), "ci95": error, "parameters": size, "cpu_s": seconds}
-
-
-def _remasking(denoiser: rd.Denoiser, causal: Causal, data: Data) -> list[dict[str, Any]]:
-    rows = []
-    schedules = {"base": {}, "cap .02": {"remask": rd.Remask("cap", 0.02)}, "loop": {"remask": rd.Remask("loop", 0.05)}}
-    for steps in (16, 64, 256):
-        for name, options in schedules.items():
-            run = rd.sample(denoiser, 48, steps=steps, options=options, seed=2, **QUIET)
-            bits = surprise(causal, run.x) / math.log(2)
-            pairs = torch.bincount((run.x[:, 1:] * data.levels + run.x[:, :-1]).flatten()).double()
-            p = pairs[pairs > 0] / pairs.sum()
-            error = 1.96 * float(bits.std()) / math.sqrt(len(bits))
-            rows.append(
-                {
-                    "case": f"samples, {name}",
-                    "steps": steps,
-                    "passes": run.passes,
-                    "bits_per_character": float(bits.mean()),
-                    "ci95": error,
-                    "entropy_of_pairs": float(-(p * p.log2()).sum()),
-                }
-            )
-            print(rows[-1], repr(denoiser.decode(run.x[0])), flush=True)
-    return rows
 
 
 # -- pairs ----------------------------------------------------------------------------------------------------------
@@ -365,15 +237,15 @@ def _alternated(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, f
 
 STUDIES: dict[str, Callable[[float], dict[str, Any]]] = {
     "digits": digits,
-    "text": licence_text,
     "bridge": bridge,
     "speed": speed,
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", default=list(STUDIES), choices=[*STUDIES, []])
+def main(about: str | None = __doc__, studies: dict[str, Callable[[float], dict[str, Any]]] = STUDIES) -> None:
+    """Run the studies that the command line names and write what they found."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", default=list(studies), choices=[*studies, []])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -381,7 +253,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in given.studies:
         begun = time.process_time()
-        study = STUDIES[name](given.scale)
+        study = studies[name](given.scale)
         facts = {
             "cpu_s": round(time.process_time() - begun),
             "scale": given.scale,

@@ -13,7 +13,7 @@ from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import CountDenoiser, EmbeddedDenoiser, Sharpened, TokenDenoiser, sharpened
 from retrodict.exact import Atoms
 from retrodict.kernels import Belief, Categorical
-from retrodict.processes import VP, Blackout, Interpolant, Masked, Uniform
+from retrodict.processes import VP, Blackout, Discrete, Interpolant, Masked, TokenBridge, Uniform
 
 
 class Says(torch.nn.Module):
@@ -42,6 +42,19 @@ def test_impossible_values_get_no_probability():
     assert torch.allclose(p, expected / expected.sum(-1, keepdim=True), atol=1e-12)
     p = TokenDenoiser(Says(lambda x, t: LOGITS), Uniform(4)).belief(x, 0.3).law.log_p
     assert torch.allclose(p, torch.log_softmax(LOGITS.double(), -1))
+
+
+def test_a_posterior_of_hidden_tokens_alone_is_the_whole_one():
+    """Bitwise what a softmax over all that is possible gives, for masks and for a source sequence."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, 4, generator=generator)
+    x1 = torch.randint(4, (6, 5), generator=generator)
+    for process, x in ((Masked(4), torch.randint(5, (6, 5), generator=generator)), (TokenBridge(4), x1 * (x1 > 1))):
+        source = x1 if isinstance(process, TokenBridge) else None
+        law, p = process.posterior(logits, x, source)
+        whole, every = Discrete.posterior(process, logits, x, source)
+        assert torch.equal(law.log_p, whole.log_p) and torch.equal(p, every)
+        assert bool((law.log_p > -torch.inf).all(-1).any()) and bool((law.log_p == 0).any())
 
 
 def test_a_network_without_time_makes_a_timeless_denoiser():

@@ -155,6 +155,23 @@ def test_a_flip_equals_its_table():
     assert torch.allclose(short.log_p.exp().sum(-1), torch.ones(2, 2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("likely", [None, 0, 1], ids=str)
+def test_a_draw_from_a_flipped_law_needs_no_table(likely):
+    """Three coordinates, one of which is known: the draws have the law that ``log_p`` writes out (chi-squared, false
+    alarm 1e-4 each), whatever value is looked up first."""
+    K, n = 4, 6000
+    p = torch.tensor([[0.1, 0.6, 0.3], [1.0, 0.0, 0.0], [0.2, 0.2, 0.6]], dtype=torch.float64)
+    u, other = torch.tensor([0.7, 0.4, 1.0], dtype=torch.float64), torch.tensor([3, 3, 1])
+    flip = Flip(u, other, K, None if likely is None else torch.full((3,), likely))
+    law = flip.push(Categorical(p.log().expand(n, 3, 3)))
+    drawn = law.sample(KeyedNoise(0, n))
+    for i in range(3):
+        expected = law.log_p[0, i].exp()
+        counts, seen = torch.bincount(drawn[:, i], minlength=K).double(), expected > 0
+        assert float(counts[~seen].sum()) == 0
+        assert stats.chisquare(counts[seen], n * expected[seen]).pvalue > 1e-4
+
+
 def test_wrong_input_is_refused():
     with pytest.raises(InputError, match="sum to 1"):
         Finite.of(torch.tensor([[0.5, 0.6], [0.5, 0.5]]))

@@ -14,7 +14,7 @@ from retrodict.denoisers import CountDenoiser, TokenDenoiser
 from retrodict.exact import Atoms
 from retrodict.kernels import Categorical
 from retrodict.objectives import ChainRegression, TokenRegression, make_objective
-from retrodict.objectives.times import LogOdds, TimeLaw
+from retrodict.objectives.times import LogOdds, Survival, TimeLaw
 from retrodict.objectives.tokens import (
     belief_of,
     bound_rate,
@@ -219,12 +219,12 @@ def test_plain_cross_entropy_and_the_law_of_times():
     plain = plain_error(Uniform(3), Categorical(log_p), x0, x0, None)
     assert torch.allclose(plain, -log_p.gather(-1, x0[..., None])[..., 0].mean(1))
     for process in (Uniform(3), Blackout(4), Masked(3, "cosine")):
-        times = LogOdds()
-        t = times.quantile(torch.linspace(0.001, 0.999, 4001, dtype=torch.float64), process)
-        density = times.density(t, process)
-        mass = float((density[1:] + density[:-1]) @ t.diff() / 2)
-        assert abs(mass - 0.998) < 1e-3
-    assert isinstance(make_objective("auto", Blackout(4)).times, LogOdds)
+        for times in (LogOdds(), Survival(), Survival(0.2, 0.7)):
+            t = times.quantile(torch.linspace(0.001, 0.999, 4001, dtype=torch.float64), process)
+            density = times.density(t, process)
+            mass = float((density[1:] + density[:-1]) @ t.diff() / 2)
+            assert abs(mass - 0.998) < 1e-3
+    assert isinstance(make_objective("auto", Blackout(4)).times, Survival)
     assert make_objective("poisson", Blackout(4)).weighting.integral
     chain = ChainRegression(Blackout(4), steps=5)
     levels = chain.levels()
@@ -238,6 +238,7 @@ def test_plain_cross_entropy_and_the_law_of_times():
         (lambda: ChainRegression(Uniform(3), steps=0), "at least 1"),
         (lambda: LogOdds(span=0.0), "span of the log odds"),
         (lambda: LogOdds().quantile(torch.tensor(0.5), VP()), "use times='stratified'"),
+        (lambda: Survival().quantile(torch.tensor(0.5), VP()), "use times='stratified'"),
         (
             lambda: make_objective("auto", Blackout(4))(
                 one(Blackout(4)).denoiser(Blackout(4)), {"x0": torch.zeros(2, 1)}, torch.Generator()

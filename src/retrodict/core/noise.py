@@ -54,10 +54,14 @@ class Noise:
 
     def categorical(self, log_p: Tensor) -> Tensor:
         """Draw class indices from ``log_p (batch, ..., classes)``, by inversion of one uniform each."""
-        p = torch.softmax(log_p.double(), dim=-1)
-        u = self.uniform(log_p.shape[1:-1]).to(p.device)
-        # p sums to 1 only within rounding: a uniform above the last cumulative sum belongs to the last class
-        return (u.unsqueeze(-1) >= p.cumsum(-1)[..., :-1]).sum(-1)
+        return inverted(log_p, self.uniform(log_p.shape[1:-1]).to(log_p.device))
+
+
+def inverted(log_p: Tensor, u: Tensor) -> Tensor:
+    """Class indices from ``log_p (..., classes)``, up to a constant, by inversion of one uniform each ``(...)``."""
+    p = torch.softmax(log_p.double(), dim=-1)
+    # p sums to 1 only within rounding: a uniform above the last cumulative sum belongs to the last class
+    return (u.unsqueeze(-1) >= p.cumsum(-1)[..., :-1]).sum(-1)
 
 
 class KeyedNoise(Noise):

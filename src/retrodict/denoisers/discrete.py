@@ -64,10 +64,8 @@ class TokenDenoiser(_OfNetwork):
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         process: Discrete = self.process  # type: ignore[assignment]
         x1 = condition.pop("x1", None)
-        logits = self.logits(x, batch_time(t, x), **condition).double()
-        possible = process.possible(x, x1)
-        log_p = torch.log_softmax(logits if possible is None else logits.masked_fill(~possible, -torch.inf), -1)
-        return Belief(log_p.exp(), law=Categorical(log_p), x1=x1)
+        law, p = process.posterior(self.logits(x, batch_time(t, x), **condition), x, x1)
+        return Belief(p, law=law, x1=x1)
 
 
 class CountDenoiser(_OfNetwork):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from retrodict.core.noise import Noise
+from retrodict.core.noise import Noise, inverted
 from retrodict.kernels.checks import Space, check_stochastic, real_tensor
 from retrodict.kernels.kernel import Kernel
 from retrodict.kernels.laws import Categorical, Table, event_sum
@@ -102,13 +103,16 @@ class Flip(Kernel):
         u: probability of keeping, ``(batch, ...)`` or a number.
         other: the token taken otherwise, ``(batch, ...)`` integers.
         classes: size of the state space (mask included).
+        likely: a value of which a law may be sure ``(batch, ...)``, looked up before anything is drawn.
 
-    ``push`` costs O(classes) a coordinate, where a table would cost its square.
+    ``push`` costs O(classes) a coordinate, where a table would cost its square, and a draw from what it returns only
+    where x is kept and not known.
     """
 
     u: Tensor
     other: Tensor
     classes: int
+    likely: Tensor | None = None
 
     @property
     def codomain(self) -> Space:
@@ -126,10 +130,44 @@ class Flip(Kernel):
         return event_sum(p.log(), event)
 
     def push(self, law: Categorical) -> Categorical:
-        u = torch.as_tensor(self.u, dtype=torch.float64, device=law.log_p.device)
+        return Flipped(self, law)
+
+
+class Flipped(Categorical):
+    """The law behind a `Flip`: its table is written out when it is asked for, and a draw needs none.
+
+    Args:
+        kernel: the flip; law: of the state before it, over ``classes`` values or fewer.
+    """
+
+    def __init__(self, kernel: Flip, law: Categorical) -> None:
+        object.__setattr__(self, "kernel", kernel)
+        object.__setattr__(self, "before", law)
+
+    kernel: Flip
+    before: Categorical
+
+    @cached_property
+    def log_p(self) -> Tensor:  # type: ignore[override]
+        """``(batch, ..., classes)`` float64."""
+        kernel, p = self.kernel, self.before.log_p.double().exp()
+        u = torch.as_tensor(kernel.u, dtype=torch.float64, device=p.device)
         u = u.unsqueeze(-1) if u.ndim else u
-        p = law.log_p.double().exp()
-        if p.shape[-1] < self.classes:  # beliefs about clean tokens need not list the mask
-            p = torch.nn.functional.pad(p, (0, self.classes - p.shape[-1]))
-        other = torch.nn.functional.one_hot(self.other.expand(p.shape[:-1]), self.classes)
-        return Categorical((u * p + (1 - u) * other).log())
+        if p.shape[-1] < kernel.classes:  # beliefs about clean tokens need not list the mask
+            p = torch.nn.functional.pad(p, (0, kernel.classes - p.shape[-1]))
+        other = torch.nn.functional.one_hot(kernel.other.expand(p.shape[:-1]), kernel.classes)
+        return (u * p + (1 - u) * other).log()
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Whether x is kept first, by one uniform; then x itself, by another, where it is kept and not known."""
+        log_p, kernel = self.before.log_p, self.kernel
+        shape = log_p.shape[:-1]
+        kept, u = noise.uniform((2, *shape[1:])).to(log_p.device).expand(shape[0], 2, *shape[1:]).unbind(1)
+        drawn = kept < kernel.u
+        y = kernel.other.expand(shape).clone()
+        if kernel.likely is not None:
+            likely = kernel.likely.expand(shape)
+            sure = drawn & (log_p.gather(-1, likely.unsqueeze(-1)).squeeze(-1) == 0)
+            y, drawn = torch.where(sure, likely, y), drawn & ~sure
+        y[drawn] = inverted(log_p[drawn], u[drawn])
+        return y

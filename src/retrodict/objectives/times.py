@@ -145,7 +145,7 @@ class UniformLogSNR(_LogSNRLaw):
 class LogOdds(TimeLaw):
     """Log odds of having been forgotten uniform over what a discrete process covers, within [-span, span].
 
-    The law for jumps and counts, whose rates grow like 1/t near the data.  What lies beyond the span is left out: of a
+    The law for integrals of rates that grow like 1/t near the data.  What lies beyond the span is left out: of a
     bound, about e^-span of it.
     """
 
@@ -170,6 +170,29 @@ class LogOdds(TimeLaw):
         low, high = self.range(process)
         process = _discrete(process)
         return process.revival(t) / process.keep(t) / (high - low)
+
+
+class Survival(TimeLaw):
+    """``hide(t) = sin^2(a)`` with the angle a uniform: the arcsine law of the share that survives.
+
+    A coin that shows whether a unit survived has Fisher information ``1/(hide keep)`` about its bias; in this angle it
+    is constant, so times lie where units are being lost, and neither where all nor where none of them are.
+    """
+
+    def range(self, process: Process) -> tuple[Tensor, Tensor]:
+        """``(smallest, largest)`` angle."""
+        process = _discrete(process)
+        low, high = (torch.atan2(process.hide(t).sqrt(), process.keep(t).sqrt()) for t in (self.low, self.high))
+        return low, high
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        low, high = (end.to(u.device) for end in self.range(process))
+        return _discrete(process).time_at(torch.sin(low + u * (high - low)) ** 2)
+
+    def density(self, t: Tensor, process: Process) -> Tensor:
+        low, high = (end.to(t.device) for end in self.range(process))
+        process = _discrete(process)
+        return process.revival(t) * (process.hide(t) / process.keep(t)).sqrt() / (2 * (high - low))
 
 
 class Importance(TimeLaw):
@@ -255,6 +278,7 @@ time_laws.add("logit-normal", value=LogitNormal)
 time_laws.add("edm", value=NoiseLogNormal)
 time_laws.add("log-snr", value=UniformLogSNR)
 time_laws.add("log-odds", value=LogOdds)
+time_laws.add("survival", value=Survival)
 time_laws.add("importance", value=Importance)
 
 

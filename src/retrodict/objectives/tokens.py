@@ -45,7 +45,7 @@ class _Discrete(Objective):
             raise InputError(
                 f"this objective is for masks and token bridges, jumps and counts, got {type(process).__name__}"
             )
-        suited = "stratified" if isinstance(process, TokenBridge) else "log-odds"
+        suited = "stratified" if isinstance(process, TokenBridge) else "survival"
         super().__init__(process, weighting, suited if times is None else times, dropout)
 
     def states(self, denoiser: Denoiser, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
@@ -64,7 +64,7 @@ class TokenRegression(_Discrete):
         process: any discrete process.
         weighting: "elbo" (the bound above, without its terminal part), or "uniform" (all times alike: cross-entropy of
             unknown tokens, or Poisson regression of missing counts).
-        times: None is "stratified" for masks and bridges, else "log-odds".
+        times: None is "stratified" for masks and bridges, else "survival".
         dropout: see `retrodict.objectives.regression.Objective`.
         constant: whether what does not depend on the network is kept, so that the loss is a bound; without it the
             loss of a jump process is the score entropy, of the same gradients.

@@ -46,7 +46,7 @@ class Blackout(Discrete):
     """
 
     state = "count"
-    grid = "log-odds"
+    grid = "survival"  # half the error of the published even log odds, see the tests
 
     def __init__(
         self,

@@ -134,6 +134,13 @@ class Discrete(Process):
         """Which clean values may have led to x_t at 0 < t < 1, ``(batch, *shape, vocabulary)``; None for all."""
         return None
 
+    def posterior(self, logits: Tensor, x_t: Tensor, x1: Tensor | None = None) -> tuple[Categorical, Tensor]:
+        """A network's logits ``(batch, *shape, vocabulary)`` as a law over the values that are left, and its
+        probabilities; in float64, since float32 would silently lower the temperature of what is drawn."""
+        possible, logits = self.possible(x_t, x1), logits.double()
+        log_p = torch.log_softmax(logits if possible is None else logits.masked_fill(~possible, -torch.inf), -1)
+        return Categorical(log_p), log_p.exp()
+
     def jumps(self, law: Categorical | Tensor, x_t: Tensor, t: float | Tensor, x1: Tensor | None = None) -> Jumps:
         """Backward rates out of x_t, per unit of t, when x0 follows ``law`` (for counts its mean will do)."""
         raise NotImplementedError

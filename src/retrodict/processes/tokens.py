@@ -59,7 +59,8 @@ class TokenBridge(Discrete):
         self, x_t: Tensor, t: float | Tensor, s: float | Tensor, eta: float | Tensor, x1: Tensor | None = None
     ) -> Flip:
         forget, revive = (leading(v.to(x_t.device), x_t.ndim) for v in self.exchange(t, s, eta))
-        return Flip(torch.where(self.hidden(x_t, x1), revive, 1 - forget), self.other(x_t, x1), self.classes)
+        keep = torch.where(self.hidden(x_t, x1), revive, 1 - forget)
+        return Flip(keep, self.other(x_t, x1), self.classes, x_t.clamp(max=self.vocabulary - 1))
 
     def prior(self, shape: tuple[int, ...], noise: Noise, x1: Tensor | None = None) -> Tensor:
         like = torch.zeros((noise.batch, *shape), dtype=torch.long, device=noise.device)
@@ -73,6 +74,16 @@ class TokenBridge(Discrete):
 
     def possible(self, x_t: Tensor, x1: Tensor | None = None) -> Tensor:
         return self.hidden(x_t, x1).unsqueeze(-1) | self._shows(x_t)
+
+    def posterior(self, logits: Tensor, x_t: Tensor, x1: Tensor | None = None) -> tuple[Categorical, Tensor]:
+        """A softmax where the token is hidden; a shown token is known (carry-over)."""
+        hidden = self.hidden(x_t, x1)
+        shown = x_t.clamp(max=self.vocabulary - 1).unsqueeze(-1)
+        log_p = logits.new_full(logits.shape, -torch.inf, dtype=torch.float64).scatter_(-1, shown, 0.0)
+        p = torch.zeros_like(log_p).scatter_(-1, shown, 1.0)
+        rows = torch.log_softmax(logits[hidden].double(), -1)
+        log_p[hidden], p[hidden] = rows, rows.exp()
+        return Categorical(log_p), p
 
     def _shows(self, x_t: Tensor) -> Tensor:
         """Which clean value x_t shows, ``(batch, *shape, vocabulary)`` booleans."""
