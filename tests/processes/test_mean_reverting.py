@@ -146,6 +146,27 @@ def test_second_order_sde_beats_the_first_on_gaussian_data():
     assert error["sde-dpm-solver++"] <= 0.3 * error["ddpm"]
 
 
+def test_ten_times_fewer_evaluations_than_euler():
+    """Pathwise, on narrow data about mu: 20 evaluations of UniPC are nearer to the solution than 200 of Euler's method
+    in t, from the same starts (median error .0004 and .0007 of data a hundred times as wide)."""
+    process = MeanReverting(std=50 / 255, signal=0.005)
+    path = plain(process)
+    law = GaussianMixture([0.4, 0.3, 0.3], [[-0.3, 0.1], [0.2, -0.2], [0.1, 0.3]], [0.02**2] * 3)
+    x = float(process.sigma(1.0)) * torch.randn(256, 2, generator=torch.Generator().manual_seed(0)).double()
+
+    def out(name: str, grid: str, steps: int, **options: Any) -> Tensor:
+        plan = rd.plan(name, path, steps=steps, grid=grid, end=1e-2, **options)
+        with torch.no_grad():
+            return certificate.execute(plan, law.denoiser(path), x, KeyedNoise(0, 256, dtype=torch.float64))
+
+    fine = out("unipc", "logsnr", 400, order=3)
+    error = {
+        (name, steps): float((out(name, grid, steps) - fine).norm(dim=1).median())
+        for name, grid, steps in [("unipc", "logsnr", 20), ("euler", "uniform", 200)]
+    }
+    assert error["unipc", 20] < error["euler", 200]
+
+
 class Ideal(nn.Module):
     """What a network would say if it knew x0."""
 

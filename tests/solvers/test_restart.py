@@ -7,9 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import retrodict as rd
 from retrodict.core.errors import InputError
+from retrodict.core.noise import KeyedNoise
+from retrodict.denoisers import Denoiser
+from retrodict.exact import GaussianMixture
+from retrodict.solvers import general
 from retrodict.solvers.plan import Eval, Plan, Row
 from solvers.solver_cases import ONE_ENDED
 
@@ -95,6 +101,39 @@ def test_beats_ode_and_sde_where_the_denoiser_is_wrong_at_high_noise():
     assert restart.nfe == heun.nfe == churn.nfe == 51
     misses = [abs(_propagate(plan, 0.7, 0.25, bias)[0] - 0.7) for plan in (restart, heun, churn)]
     assert misses[0] < 0.05 * misses[1] and misses[0] < 0.5 * misses[2]
+
+
+class Biased(Denoiser):
+    """Off by .6 above sigma = 2.5."""
+
+    def __init__(self, law: GaussianMixture) -> None:
+        super().__init__(EDM, (2,))
+        self.inner = law.denoiser(EDM)
+
+    def forward(self, x: Tensor, t: Any, **condition: Any) -> Tensor:
+        return self.inner(x, t) + 0.6 * float(EDM.sigma(t) > 2.5)
+
+
+def test_beats_ode_and_sde_on_a_mixture_with_a_wrong_denoiser():
+    """Energy distance of 1,500 samples to 4,000 of the law at 67 evaluations, three modes that touch: the floor is
+    about .001, Heun is at .02 to .05 and DDPM at .01 whatever the seed."""
+    law = GaussianMixture([0.3, 0.4, 0.3], [[0.8, 0.5], [-0.9, 0.2], [0.3, -0.9]], [0.16, 0.25, 0.2])
+    real = law.sample(4000, seed=9)
+    noise = lambda: KeyedNoise(0, 1500, dtype=torch.float64)  # noqa: E731
+    start = 80 * noise().stream("start").normal((2,))
+    plans = [
+        rd.plan("restart", EDM, steps=18, intervals=((0.3, 2.0, 4, 5),)),
+        rd.plan("heun", EDM, steps=34),
+        rd.plan("ddpm", EDM, steps=67, grid="karras"),
+    ]
+    assert [plan.nfe for plan in plans] == [67, 67, 67]
+    found = []
+    for plan in plans:
+        with torch.no_grad():
+            x = general.run(plan, Biased(law), start, noise(), {}).x
+        inside = [torch.cdist(v, v).sum() / (len(v) * (len(v) - 1)) for v in (x, real)]
+        found.append(float(2 * torch.cdist(x, real).mean() - sum(inside)))
+    assert found[0] < 0.25 * found[1] and found[0] < 0.5 * found[2]
 
 
 @pytest.mark.parametrize(
