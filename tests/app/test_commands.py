@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 
 import retrodict as rd
 from retrodict.app import cli
-from retrodict.app.blocks import interval
-from retrodict.app.blocks import contact_sheet
+from retrodict.app.blocks import contact_sheet, interval
 from retrodict.app.options import parse_conditions, parse_process
 from retrodict.app.report import with_interval
 from retrodict.core.errors import InputError

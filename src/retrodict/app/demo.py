@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import retrodict as rd
-from retrodict.app import blocks, hidden, measuring
+from retrodict.app import blocks, hidden, measuring, restoration
 from retrodict.app.info import versions
 from retrodict.app.options import parse_device
 from retrodict.app.report import (
@@ -58,7 +58,7 @@ def run(out: Path, seed: int = 0, device: str = "auto") -> Path:
     """Train, sample, measure and write ``out/report.html``; returns its path."""
     begun = time.perf_counter()
     data = rd.load_data("digits")
-    log.info("1/5  training on %d digits, %d held out", len(data.x), len(data.heldout.x))  # type: ignore[union-attr]
+    log.info("1/6  training on %d digits, %d held out", len(data.x), len(data.heldout.x))  # type: ignore[union-attr]
     denoiser = rd.fit(rd.VP("cosine"), "digits", out=out, seed=seed, device=device, **RECIPE)
     path = measure(out, denoiser, data)
     log.info("%s, after %.0f s", path, time.perf_counter() - begun)
@@ -79,16 +79,18 @@ def measure(out: Path, denoiser: Denoiser, data: Data) -> Path:
     """Measure what is not yet measured and write ``out/report.html``; returns its path."""
     classifier = measuring.classifier_of(out, data)
     ledger = measuring.Ledger(out / MEASURES, out / "model.safetensors")
-    log.info("2/5  sampling with %d solvers at %s evaluations", len(SOLVERS), ", ".join(map(str, BUDGETS)))
+    log.info("2/6  sampling with %d solvers at %s evaluations", len(SOLVERS), ", ".join(map(str, BUDGETS)))
     cells = sweep(ledger, denoiser, data, classifier)
-    log.info("3/5  measuring against held-out digits")
+    log.info("3/6  measuring against held-out digits")
     x, label = measuring.draw(denoiser, 2 * SAMPLES, 10, GUIDANCE, seed=1, nfe=8)
     panel = QualityReport.from_dict(ledger.get("quality", lambda: measuring.full_quality(data, classifier, x, label)))
     bits = ledger.get("bits", lambda: measuring.likelihood(denoiser, data, 100))
-    log.info("4/5  finding hidden paths: %d series of a diffusion of which half is seen", hidden.REPLICATES)
+    log.info("4/6  finding hidden paths: %d series of a diffusion of which half is seen", hidden.REPLICATES)
     paths = ledger.get("hidden", hidden.measure)
-    log.info("5/5  writing the report")
-    return write_report(out / "report.html", build(out, denoiser, data, cells, panel, bits, paths))
+    log.info("5/6  restoring digits that are half hidden or blurred")
+    whole = ledger.get("restoration", lambda: restoration.measure(out, denoiser, data))
+    log.info("6/6  writing the report")
+    return write_report(out / "report.html", build(out, denoiser, data, cells, panel, bits, paths, whole))
 
 
 def sweep(
@@ -133,6 +135,7 @@ def build(
     panel: QualityReport,
     bits: dict[str, Any],
     paths: dict[str, Any],
+    whole: dict[str, Any],
 ) -> Report:
     """The report as plain data."""
     plan = rd.sample(denoiser, 1, nfe=8, label=0, guidance=GUIDANCE, progress=False).plan
@@ -160,6 +163,7 @@ def build(
                 [Text(f"{plan!r}"), blocks.plan_table(plan)],
                 lead="A sampler is data: these rows are all of it.",
             ),
+            restoration.section(whole),
             hidden.section(paths),
             Section("How to reproduce", [Code(_REPRODUCE)]),
         ],

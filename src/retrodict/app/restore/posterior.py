@@ -55,7 +55,7 @@ class Restored:
         return torch.tensordot(self.weights.to(self.x), (self.x - self.mean) ** 2, dims=1).sqrt()
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central interval of each pixel by weighted quantiles, from the value before the lower one to the upper one."""
+        """Central interval of each pixel by weighted quantiles, rounded outwards to values that occur."""
         values, order = self.x.flatten(1).sort(0)
         share = self.weights[order]
         below = share.cumsum(0) - 0.5 * share

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retrodict.app.blocks import facts_table
 from retrodict.app.info import versions
-from retrodict.app.report import Block, Card, Code, Images, Report, Section, Table, Text, write_report
+from retrodict.app.report import Card, Code, Images, Report, Section, Table, Text, write_report
 from retrodict.app.restore.problem import Outcome, Problem, Settings
 from retrodict.app.restore.words import as_picture
 
@@ -38,7 +38,7 @@ def write_restore_report(
 ) -> Path:
     """Write ``report.html`` in the folder."""
     sections = [
-        Section("Restored", restored(problem, outcomes), lead="A row is an image: draws, their mean and their spread."),
+        Section("Restored", [restored(problem, outcomes)], lead="A row is an image: draws, mean and spread."),
         Section("Numbers", [_table(outcomes), Text(CORRECTIONS[summary["correction"]])]),
         Section("Settings", [facts_table({"model": model, **vars(settings)})]),
         Section("How to reproduce", [Code(_reproduce(model, problem, settings))]),
@@ -54,7 +54,7 @@ def write_restore_report(
     return write_report(out / "report.html", report)
 
 
-def restored(problem: Problem, outcomes: Sequence[Outcome], caption: str = "") -> list[Block]:
+def restored(problem: Problem, outcomes: Sequence[Outcome]) -> Images:
     """For each image: the truth where it is known, the measurement, draws, their mean, twice their spread."""
     rows, names = [], [str(i + 1) for i in range(min(len(outcomes), MOST_IMAGES))]
     shape = tuple(outcomes[0].found.x.shape[1:])
@@ -71,7 +71,7 @@ def restored(problem: Problem, outcomes: Sequence[Outcome], caption: str = "") -
         "spread is twice the standard deviation of each pixel, white at black to white; grey in what was seen is hidden"
     )
     alt = "A row for each image: " + ", ".join(columns)
-    return [Images(np.stack(rows), alt=alt, rows=names, columns=columns, caption=caption or note)]
+    return Images(np.stack(rows), alt=alt, rows=names, columns=columns, caption=note)
 
 
 def _enlarged(x: Tensor, shape: tuple[int, ...]) -> Tensor:
