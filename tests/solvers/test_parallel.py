@@ -8,7 +8,7 @@ import torch
 import retrodict as rd
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
-from retrodict.solvers import parallel, runtime
+from retrodict.solvers import Statistics, general, parallel, runtime, statistics
 from retrodict.solvers.parallel import METHODS, Parallel
 from retrodict.solvers.parallel_steps import recursion
 from solvers.solver_cases import FRONTIER, M8, ONE_ENDED, case_id, cases, interpolant
@@ -82,6 +82,27 @@ def test_a_third_of_the_rounds_with_noise():
     plan = rd.plan("ddim", VP, steps=50, eta=1.0)
     sequential, run = _both(plan, FRONTIER.denoiser(VP), _start(64), Parallel())
     assert float((run.x - sequential).abs().max()) < 1e-4 and 3 * run.rounds <= plan.nfe
+
+
+@pytest.mark.parametrize("corrector", [True, False, "pseudo"])
+def test_rows_with_constants(corrector):
+    """DPM-Solver-v3 with the statistics of a model, whose rows have constants: the sequential result, in a third of
+    the rounds.  Coefficients for each element are refused."""
+    law, n = FRONTIER, 30
+    known = statistics(law.denoiser(VP), law.sample(256, seed=0), levels=n)
+    words = {"steps": 50, "order": 3, "corrector": corrector}
+    plan = rd.plan("dpm-solver-v3", VP, statistics=known, **words)
+    assert plan.opaque
+    x = _start(16)
+    with torch.no_grad():
+        sequential = general.run(plan, law.denoiser(VP), x, KeyedNoise(3, 16, dtype=x.dtype), {}).x
+        for how, bound in ((Parallel(tolerance=0.0), 1e-10), (Parallel(), 1e-4)):
+            run = parallel.run(plan, law.denoiser(VP), x, KeyedNoise(3, 16, dtype=x.dtype), {}, how)
+            assert float((run.x - sequential).abs().max()) < bound
+    assert 3 * run.rounds <= plan.nfe
+    wide = Statistics(known.lam, *(v[:, None].repeat(2, 1) for v in (known.l, known.s, known.b)))
+    with pytest.raises(InputError, match="for each element"):
+        recursion(rd.plan("dpm-solver-v3", VP, statistics=wide, **words))
 
 
 def test_a_window_bounds_the_batch_and_saves_evaluations():

@@ -5,9 +5,9 @@ are linear, so the next state is
 
     s_{k+1} = A_k s_k + b_k D_k(u_k) + e_k D1_k(u_k) + w_k        u_k = s_k[i_k], the evaluated register
 
-with small matrices of plain numbers and ``w_k`` the noise that the rows add.  A one-step method has a state of one
-entry; a multistep method keeps its history, a Runge-Kutta method its stages.  `parallel` solves the recursion for all
-k at once.
+with small matrices of plain numbers and ``w_k`` the noise and constants that the rows add.  A one-step method has a
+state of one entry; a multistep method keeps its history, a Runge-Kutta method its stages.  `parallel` solves the
+recursion for all k at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.solvers.passes import eliminate, last_uses
-from retrodict.solvers.plan import Eval, Plan, Row
+from retrodict.solvers.plan import Call, Eval, Instruction, Plan, Row
 from retrodict.solvers.runtime import is_fast
+
+_ONE = -1  # where a fresh normal has its number: not drawn, but one
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Steps:
         A: ``(n, R, R)``; outputs: ``(n, R, 1|2)``, the coefficients b (and e, where the plan uses the second end).
         read: ``(n,)``, which entry each evaluation reads; times, alpha: ``(n,)`` of the evaluations.
         first: ``(R,)``, s_0 as multiples of the start; noise: per step (the first is before evaluation 0) the
-            coefficients ``{(entry, m): c}`` of fresh normals.
+            coefficients ``{(entry, m): c}`` of fresh normals, and of a constant.
         out: the entry of ``s_n`` that holds the result.
     """
 
@@ -63,7 +65,7 @@ class Steps:
         w = like.new_zeros(len(like), like[0].numel(), self.n + 1, self.size)
         drawn: dict[int, Tensor] = {}
         for m in sorted({m for row in self.noise for _, m in row}):
-            drawn[m] = z[m].flatten(1).to(like)
+            drawn[m] = torch.ones_like(like).flatten(1) if m == _ONE else z[m].flatten(1).to(like)
         for k, row in enumerate(self.noise):
             for (entry, m), c in row.items():
                 w[:, :, k, entry] += c * drawn[m]
@@ -76,10 +78,12 @@ def recursion(plan: Plan) -> Steps:
     Raises:
         InputError: rows or times that depend on data, which are no linear maps of the state.
     """
+    plan = plan.with_code([_row_of(c) for c in plan.code])
     if not is_fast(plan) or any(isinstance(c, Eval) and c.clock is not None for c in plan.code):
         raise InputError(
             "only plans of linear rows from one start run in parallel: every solver of Gaussian paths but those whose "
-            "rows or times depend on data ('step', 'pc' with corrections) or that carry a pair of states"
+            "rows or times depend on data ('step', 'pc' with corrections), that have coefficients for each element, or "
+            "that carry a pair of states"
         )
     walk = _Walk(eliminate(plan))
     size = max(len(m) for m in walk.maps)
@@ -93,6 +97,19 @@ def recursion(plan: Plan) -> Steps:
     first[: len(walk.maps[0])] = walk.maps[0][:, 0]
     times, alpha = (np.array([getattr(c, name) for c in walk.nodes]) for name in ("t", "alpha"))
     return Steps(A, outputs, np.array(walk.read), times, alpha, first, tuple(walk.noise), 0)
+
+
+def _row_of(c: Instruction) -> Instruction:
+    """An affine call of plain numbers as the row that it is."""
+    if not isinstance(c, Call) or c.name != "affine":
+        return c
+    coefficients, constant = c.options["coefficients"], c.options["constant"]
+    if any(isinstance(v, list) for v in [*coefficients, constant]):
+        return c
+    x: dict[int, float] = {}
+    for register, a in zip((c.x, *c.more), coefficients):
+        x[register] = x.get(register, 0.0) + a
+    return Row(c.dst, x, z={_ONE: constant} if constant else {}, t=c.s)
 
 
 class _Walk:
