@@ -34,11 +34,12 @@ if TYPE_CHECKING:
         Uniform,
     )
     from retrodict.solvers import Parallel, Plan, Remask, plan
-    from retrodict.steering import Measurement, Reward
+    from retrodict.steering import Classifier, Measurement, Reward
     from retrodict.verbs import (
         Guidance,
         Inversion,
         Samples,
+        Tuned,
         backprop,
         condition,
         edit,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         sample,
         save,
         smooth,
+        tune,
     )
 
 __version__ = "0.1.0.dev0"
@@ -63,6 +65,7 @@ __all__ = [
     "Anneal",
     "Blackout",
     "Certificate",
+    "Classifier",
     "Data",
     "Denoiser",
     "FiniteJump",
@@ -90,6 +93,7 @@ __all__ = [
     "Thresholded",
     "TokenBridge",
     "Tree",
+    "Tuned",
     "Uniform",
     "backprop",
     "certify",
@@ -108,6 +112,7 @@ __all__ = [
     "sample",
     "save",
     "smooth",
+    "tune",
 ]
 
 #: Where each public name lives; a test keeps this equal to the imports above, which type checkers read.
@@ -147,11 +152,13 @@ _HOMES = {
     "Plan": "retrodict.solvers",
     "Remask": "retrodict.solvers",
     "plan": "retrodict.solvers",
+    "Classifier": "retrodict.steering",
     "Measurement": "retrodict.steering",
     "Reward": "retrodict.steering",
     "Guidance": "retrodict.verbs",
     "Inversion": "retrodict.verbs",
     "Samples": "retrodict.verbs",
+    "Tuned": "retrodict.verbs",
     "backprop": "retrodict.verbs",
     "condition": "retrodict.verbs",
     "edit": "retrodict.verbs",
@@ -163,6 +170,7 @@ _HOMES = {
     "sample": "retrodict.verbs",
     "save": "retrodict.verbs",
     "smooth": "retrodict.verbs",
+    "tune": "retrodict.verbs",
 }
 _MODULES = (
     "data",

@@ -10,11 +10,13 @@ from retrodict.verbs.sample import sample
 from retrodict.verbs.samples import Samples
 from retrodict.verbs.saving import load, save
 from retrodict.verbs.smooth import filter, smooth
+from retrodict.verbs.tune import Tuned, tune
 
 __all__ = [
     "Guidance",
     "Inversion",
     "Samples",
+    "Tuned",
     "backprop",
     "condition",
     "edit",
@@ -26,4 +28,5 @@ __all__ = [
     "sample",
     "save",
     "smooth",
+    "tune",
 ]

@@ -12,5 +12,6 @@ from retrodict.solvers.generators import (  # noqa: F401
     runge_kutta,
     singlestep,
     two_ended,
+    usf,
     v3,
 )

@@ -1,0 +1,86 @@
+"""The best plan that there is without tuning: a race of solvers, prediction types, orders, grids and shifts.
+
+All candidates run on a few trajectories, the better ones on more, and the finalists on all that are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from retrodict.core.errors import InputError
+from retrodict.denoisers import Denoiser
+from retrodict.processes import Process
+from retrodict.solvers import auto
+from retrodict.solvers.build import plan as make_plan
+from retrodict.solvers.plan import Plan
+from retrodict.solvers.tuning.trajectories import Trajectories
+
+#: Grids of the race; those of the flow family differ in where they are dense.
+GRIDS: tuple[Any, ...] = (
+    "logsnr",
+    "karras",
+    "uniform",
+    "quadratic",
+    "angle",
+    *({"name": "flow", "shift": shift} for shift in (0.3, 0.5, 0.7, 0.85, 1.0)),
+)
+#: ``(trajectories, survivors)`` of the heats before the final.
+HEATS = ((16, 32), (64, 8))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plan in a race."""
+
+    name: str
+    plan: Plan
+    error: float = float("inf")
+
+
+def candidates(process: Process, nfe: int, guidance: float = 1.0) -> list[Entry]:
+    """Deterministic multistep plans of exactly ``nfe`` evaluations, and what ``solver="auto"`` would do."""
+    choice = auto.choose(process, nfe, guidance=guidance)
+    asked: list[tuple[str, str, dict[str, Any], Any]] = [("auto", choice.solver, choice.options, choice.grid)]
+    for grid, (kind, order, corrector) in product(GRIDS, product(_KINDS, (1, 2, 3, 4), (False, True))):
+        if order <= nfe:
+            words = {"order": order, "kind": kind, "corrector": corrector}
+            asked.append((f"{kind} {order}{' corrected' if corrector else ''}", "adams", words, grid))
+    asked += [(f"dpm++2m{' final' if f else ''}", "dpm++2m", {"final": f}, g) for g, f in product(GRIDS, (True, False))]
+    asked += [(f"unipc {order}", "unipc", {"order": order}, grid) for grid, order in product(GRIDS, (2, 3))]
+    asked += [("deis tab", "deis", {"degree": degree}, grid) for grid, degree in product(GRIDS, (2, 3))]
+    made = []
+    for name, solver, options, grid in asked:
+        try:
+            plan = make_plan(solver, process, nfe=nfe, grid=grid, eta=0.0, **options)
+        except InputError:  # this solver has no such plan on this path
+            continue
+        made.append(Entry(name if name == "auto" else f"{name} on {_title(grid)}", plan))
+    return made
+
+
+_KINDS = ("data", "noise", "flow", "velocity")
+
+
+def _title(grid: Any) -> str:
+    return grid if isinstance(grid, str) else f"{grid['name']} {grid['shift']:g}"
+
+
+def race(
+    entries: Iterable[Entry],
+    denoiser: Denoiser,
+    valid: Trajectories,
+    heats: Sequence[tuple[int, int]] = HEATS,
+    on_heat: Callable[[], None] | None = None,
+) -> list[Entry]:
+    """The finalists, best first, with their errors on all of ``valid``."""
+    left = list(entries)
+    for starts, survivors in (*heats, (len(valid), len(left))):
+        some = valid.take(slice(0, starts))
+        left = [Entry(e.name, e.plan, some.error(denoiser, e.plan)) for e in left]
+        left = sorted(left, key=lambda e: e.error)[:survivors]
+        if on_heat is not None:
+            on_heat()
+    return left
