@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from retrodict.solvers.parallel import METHODS, Parallel
 from retrodict.solvers.parallel_steps import recursion
 from solvers.solver_cases import FRONTIER, M8, ONE_ENDED, case_id, cases, interpolant
 
-VP = ONE_ENDED["vp-linear"]
+VP: Any = ONE_ENDED["vp-linear"]
 FIVE = ("ddim", "dpm-solver++", "unipc", "heun", "plms")
 
 
@@ -199,7 +201,7 @@ class TestSample:
     def test_what_it_refuses(self):
         denoiser = M8.denoiser(VP)
         with pytest.raises(InputTypeError, match="True, False or a Parallel"):
-            rd.sample(denoiser, 4, parallel="picard", shape=(2,))
+            rd.sample(denoiser, 4, parallel="picard", shape=(2,))  # type: ignore[arg-type]
         with pytest.raises(InputError, match="keeps no trajectory"):
             rd.sample(denoiser, 4, parallel=True, trajectory=True)
         with pytest.raises(InputError, match="only plans of linear rows"):
