@@ -16,18 +16,21 @@ coordinate at a time; their weights are in `retrodict.denoisers.discrete_weights
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrodict.core.errors import InputError
+from retrodict.core.lin import Lin
+from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import discrete_weights
-from retrodict.denoisers.denoiser import Denoiser, Step
+from retrodict.denoisers.denoiser import Denoiser, Step, batch_time
 from retrodict.denoisers.wrapped import over_batch, repeat_null
 from retrodict.kernels import Belief
 from retrodict.kernels.laws import event_size, event_sum
-from retrodict.processes import Discrete, Process
+from retrodict.processes import Discrete, GaussianPath, Process
 
 
 class Bound(Denoiser):
@@ -89,7 +92,8 @@ class Product(Denoiser):
         self.temperature = 1.0 if isinstance(first.process, Discrete) else 1.0 / self.total
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
-        parts = [(w, d.belief(x, t, **self._own(d, condition))) for w, d in zip(self.weights, self.experts)]
+        believe = self._with_trace if self.total != 1 and isinstance(self.process, GaussianPath) else self._plainly
+        parts = [(w, believe(d, x, t, **self._own(d, condition))) for w, d in zip(self.weights, self.experts)]
         if isinstance(self.process, Discrete):
             law, _ = discrete_weights.product_law(parts)
             return Belief(law.log_p.exp(), law=law, x1=parts[0][1].x1, parts=parts)
@@ -121,6 +125,31 @@ class Product(Denoiser):
             for w, part in parts:
                 rate = rate + (1 - 1 / self.total) * w * part.covariance().trace(event_size(part.mean)).double()
         return rate
+
+    @staticmethod
+    def _plainly(denoiser: Denoiser, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        return denoiser.belief(x, t, **condition)
+
+    @staticmethod
+    def _with_trace(denoiser: Denoiser, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        """A belief whose covariance has a known trace: its own, or that of ``(sigma^2/alpha) dD/dx`` by one probe.
+
+        The probe's signs are the same for every state of a batch (Hutchinson 1989); the estimate is exact where the
+        covariance is diagonal.
+        """
+        path: Any = denoiser.process
+        with torch.enable_grad():
+            seen = x.detach().requires_grad_(True)
+            belief = denoiser.belief(seen, t, **condition)
+            if belief.cov is not None:
+                return replace(belief, mean=belief.mean.detach())
+            key = round(float(torch.as_tensor(t).max()) * 1e9)
+            u = KeyedNoise(key, 1, device=x.device).uniform(tuple(x.shape[1:]))
+            probe = torch.where(u < 0.5, -1.0, 1.0).to(belief.mean).expand_as(belief.mean)
+            (product,) = torch.autograd.grad(belief.mean, seen, probe)
+        time = batch_time(t, x)
+        trace = event_sum(product.double() * probe) * path.sigma(time) ** 2 / path.alpha(time).clamp_min(1e-12)
+        return replace(belief, mean=belief.mean.detach(), cov=Lin.scalar(trace / event_size(x)))
 
     def start_weight(self, belief: Belief) -> Tensor:
         if isinstance(self.process, Discrete):
@@ -163,35 +192,79 @@ class Guided(Product):
 
     Args:
         scale: w; 1 is plainly conditional, 0 unconditional.
+        interval: guide only where ``low < sigma/alpha <= high``, and be plainly conditional elsewhere, at the cost of
+            one pass (Kynkaanniemi et al. 2024).
+        rescale: share phi in [0, 1] to which the guided mean gets the standard deviation that the conditional one has
+            over each sample (Lin et al. 2023, section 3.4); published: 0.7.
+        negative: values of conditions to move away from, in place of the null ones.
 
-    Source: Ho and Salimans (2022), eq. (6), with scale = 1 + their w.
+    With an interval or a rescaling the law is no product any more: it carries no weights, and samples say
+    ``correction == "none"``.  Source: Ho and Salimans (2022), eq. (6), with scale = 1 + their w.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+        negative: dict[str, Any] | None = None,
+    ) -> None:
         nulls = {name: null for name, null in denoiser.conditions.items() if null is not None}
-        if not nulls:
+        denoiser.check_condition(negative or {})
+        against = nulls | (negative or {})
+        if not against:
             raise InputError("guidance needs a denoiser with a condition that has a null value; this one has none")
-        super().__init__([Bound(denoiser, **nulls), denoiser], [1 - scale, scale])
-        self.guidance, self._nulls = float(scale), nulls
+        super().__init__([Bound(denoiser, **against), denoiser], [1 - scale, scale])
+        self.guidance, self._nulls, self._against = float(scale), nulls, against
+        self.interval, self.rescale = interval, float(rescale)
         self.conditions = denoiser.conditions
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+            raise InputError(f"an interval is (low, high) of sigma/alpha with 0 <= low < high, got {interval}")
+        if not 0 <= rescale <= 1:
+            raise InputError(f"rescale is a share between 0 and 1, got {rescale}")
+        if (interval is not None or rescale > 0) and not isinstance(self.process, GaussianPath):
+            raise InputError(f"intervals and rescaling are for real states, not those of {type(self.process).__name__}")
+        self.heuristic = interval is not None or rescale > 0
+        self.weighted = not self.heuristic
+
+    def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
+        return Belief(self(x, t, **condition)) if self.heuristic else super().belief(x, t, **condition)
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """Both passes as one doubled batch: the same numbers as two calls, in fewer operations."""
         if isinstance(self.process, Discrete):
             return self.belief(x, t, **condition).mean
+        inside = self._inside(t)
+        if not bool(inside.any()):
+            return self.experts[1](x, t, **condition)
         doubled = {}
-        for name, null in self._nulls.items():
-            nulls = repeat_null(null, len(x), x.device)
-            value = over_batch(condition[name], len(x), x.device) if condition.get(name) is not None else nulls
-            doubled[name] = torch.cat([nulls.to(value), value])
+        for name, against in self._against.items():
+            rows = repeat_null(against, len(x), x.device)
+            rest = repeat_null(self._nulls[name], len(x), x.device) if name in self._nulls else rows
+            value = over_batch(condition[name], len(x), x.device) if condition.get(name) is not None else rest
+            doubled[name] = torch.cat([rows.to(value), value])
         rest = {
             k: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
             for k, v in condition.items()
             if k not in doubled
         }
         t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-        null_mean, mean = self.experts[1](torch.cat([x, x]), t2, **doubled, **rest).chunk(2)
-        return torch.lerp(null_mean, mean, self.guidance)
+        away, mean = self.experts[1](torch.cat([x, x]), t2, **doubled, **rest).chunk(2)
+        out = torch.lerp(away, mean, self.guidance)
+        if self.rescale > 0:
+            spread = [v.flatten(1).std(1, correction=0).reshape(-1, *(1,) * (x.ndim - 1)) for v in (mean, out)]
+            out = torch.lerp(out, out * spread[0] / spread[1].clamp_min(1e-12), self.rescale)
+        return out if bool(inside.all()) else torch.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), out, mean)
+
+    def _inside(self, t: float | Tensor) -> Tensor:
+        """Where guidance acts."""
+        if self.interval is None:
+            return torch.ones(1, dtype=torch.bool)
+        path: Any = self.process
+        time = torch.as_tensor(t, dtype=torch.float64)
+        level = path.sigma(time) / path.alpha(time)
+        return (level > self.interval[0]) & (level <= self.interval[1])
 
 
 class Thresholded(Denoiser):

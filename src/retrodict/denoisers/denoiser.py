@@ -58,6 +58,7 @@ class Denoiser(nn.Module):
         conditions: names of the conditions that a call accepts, each with its null value (None: it has none).
         temperature: factor on the variance of the prior and of all fresh noise (see `Product`).
         weighted: whether `increment` and `final` carry weights.
+        heuristic: whether its samples follow no law that it names, so that ``correction`` says "none".
         timeless: whether equal states have equal beliefs whatever the time, so that a run may keep them.
         recipe: the plain values that rebuild it, where `fit` or `load` made it.
         codec: what its tokens stand for (`retrodict.data.Codec`), where it was trained on text, categories or graphs.
@@ -69,6 +70,7 @@ class Denoiser(nn.Module):
     conditions: dict[str, Any]
     temperature: float = 1.0
     weighted: bool = False
+    heuristic: bool = False
     timeless: Any = False
     scale: Any  # no class-level value: it would hide the submodule
     recipe: Any = None

@@ -1,5 +1,6 @@
 """Steering: goals as potentials on the reverse path, with the weights that make the answer right."""
 
+from retrodict.steering.classifier import Classifier
 from retrodict.steering.covariances import Covariance
 from retrodict.steering.measurement import Measurement
 from retrodict.steering.methods import steer
@@ -9,6 +10,7 @@ from retrodict.steering.reward import Reward
 from retrodict.steering.steered import Steered
 
 __all__ = [
+    "Classifier",
     "Covariance",
     "Measurement",
     "Node",

@@ -14,9 +14,15 @@ from retrodict.steering import steer
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance of scale w: the law ``q^(1-w) q(.|condition)^w``; 1 is plainly conditional."""
+    """Classifier-free guidance of scale w: the law ``q^(1-w) q(.|condition)^w``; 1 is plainly conditional.
+
+    ``interval``, ``rescale`` and ``negative`` as in `retrodict.denoisers.Guided`.
+    """
 
     scale: float
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    negative: dict[str, Any] | None = None
 
 
 def condition(
@@ -64,7 +70,7 @@ def condition(
         if isinstance(evidence, Guidance):
             if method != "auto" or options:
                 raise InputError(f"guidance is one method; got method={method!r}")
-            return Guided(what, evidence.scale)
+            return Guided(what, evidence.scale, evidence.interval, evidence.rescale, evidence.negative)
         return steer(what, evidence, method, **options)
     if not serving(type(what)):
         raise InputTypeError(f"condition takes a Denoiser or a model ({known_models()}), got {type(what).__name__}")

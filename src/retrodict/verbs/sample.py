@@ -28,6 +28,7 @@ from retrodict.solvers import plan as make_plan
 from retrodict.solvers.inversion import Inversion
 from retrodict.solvers.parallel import Parallel, ParallelRun
 from retrodict.solvers.parallel import run as run_parallel
+from retrodict.steering import Steered
 from retrodict.verbs.samples import Samples, Trajectory
 
 
@@ -87,7 +88,7 @@ def sample(
     denoiser.check_condition(condition)
     if guidance != 1.0:
         denoiser, population = _guided(denoiser, guidance, population)
-    preferred = getattr(denoiser, "preferred", None) if solver == "auto" and plan is None else None
+    preferred = denoiser.preferred if isinstance(denoiser, Steered) and solver == "auto" and plan is None else None
     if preferred is not None and not preferred.weighted:  # its moves have no weights: they are for populations no plan
         preferred, population = (None, population) if population not in ("auto", False) else (preferred, False)
     crowd = _population(denoiser, n, population)
@@ -99,8 +100,7 @@ def sample(
         plan, init = init.plan, init.init
     plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd, preferred)
     _check_start(plan, init)
-    if preferred is None or preferred.weighted:
-        _check_density(plan, denoiser, crowd)
+    _check_density(plan, denoiser, crowd)
     _check_ends(plan, x1)
     _check_values(denoiser.process, init, x1)
     shape = _shape(denoiser, shape, init if init is None or not plan.paired else init[:, 0], x1)
@@ -202,12 +202,12 @@ def _plan(
 
 def _check_density(plan: Plan, denoiser: Denoiser, crowd: Population | None) -> None:
     """Weights of moves that potentials bend are ratios of densities; potentials that only weigh need a population."""
-    if crowd is None and not getattr(denoiser, "needs_density", True):
+    if crowd is None and isinstance(denoiser, Steered) and not denoiser.acts_in(plan):
         raise InputError(
             "the potentials only weigh, they do not move the samples: without a population they would be ignored; "
             "ask for n >= 2, Population(size=K), or a method with a gradient such as 'mmps'"
         )
-    if crowd is not None and getattr(denoiser, "needs_density", False) and not plan.has_density:
+    if crowd is not None and isinstance(denoiser, Steered) and denoiser.needs_density and not plan.has_density:
         eta = plan.meta.get("eta")
         raise InputError(
             f"the plan {plan.meta.get('solver', '')!r} (eta={eta}) moves without fresh noise, and weights of a steered "
@@ -461,7 +461,8 @@ def _samples(
         x, log_w, effective = _one_each(x, log_w.view(-1, copies), seed), None, None
     units = (lambda v: v) if denoiser.scale is None else denoiser.scale.inverse
     passes = (run.calls or plan.nfe) * (2 if isinstance(denoiser, Guided) else 1)  # kept answers are no passes
-    correction = "exact" if not denoiser.weighted else ("weighted" if crowd is not None else "none")
+    plain = "none" if denoiser.heuristic else "exact"
+    correction = plain if not denoiser.weighted else ("weighted" if crowd is not None else "none")
     path = None
     if run.trajectory:
         means = [m if m.ndim == s.ndim else m.argmax(-1) for _, s, m in run.trajectory]
