@@ -43,14 +43,16 @@ class Joined(Linear):
     def __init__(self, parts: Sequence[tuple[Operator, Root]]) -> None:
         self.parts = list(parts)
         self.linear = all(operator.linear for operator, _ in self.parts)
+        self._outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([unroot(root, operator(x).flatten(1)) for operator, root in self.parts], 1)
 
     def adjoint(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
         total: Any = 0
-        for operator, root in self.parts:
-            out = operator.output_shape(shape)
+        if shape not in self._outputs:
+            self._outputs[shape] = [operator.output_shape(shape) for operator, _ in self.parts]
+        for (operator, root), out in zip(self.parts, self._outputs[shape]):
             piece, y = y[:, : math.prod(out)], y[:, math.prod(out) :]
             if isinstance(root, Tensor) and root.ndim == 2:
                 piece = torch.linalg.solve_triangular(root.to(piece).mT, piece.mT, upper=True).mT

@@ -25,7 +25,7 @@ from retrodict.core.noise import Noise
 from retrodict.processes import GaussianPath, Process
 from retrodict.steering.covariances import Covariance, covariances
 from retrodict.steering.joined import Joined, Root, log_det, unroot
-from retrodict.steering.operators import Operator, as_operator
+from retrodict.steering.operators import NonLinear, Operator, as_operator, identity
 from retrodict.steering.potential import Node, Potential, Tilt
 from retrodict.steering.spread import Spread, known_spread
 
@@ -84,14 +84,13 @@ class Measurement(Potential):
             self.y = self.y.to(torch.get_default_dtype())
         if not bool(torch.isfinite(self.y).all()):
             raise InputError("y has values that are not finite; leave out what was not measured by a mask operator")
-        self.operator: Operator = as_operator((lambda x: x) if operator is None else operator)
-        if operator is None:
-            self.operator.linear = True
+        self.operator: Operator = identity() if operator is None else as_operator(operator)
         self.floor = floor
         self.constant = 0.0
         self.spread = Spread()
         self.how: Covariance = covariances["exact"]()
         self._shape: tuple[int, ...] | None = None
+        self._output: tuple[int, ...] | None = None
         self.closed = False
         self._set_noise(noise, covariance)
 
@@ -131,8 +130,8 @@ class Measurement(Potential):
         if shape is None:
             return
         try:
-            out = self.operator.output_shape(shape)
-        except (RuntimeError, IndexError) as error:
+            out = self._output_of(shape)
+        except (RuntimeError, IndexError, TypeError) as error:
             raise InputError(
                 f"the operator does not meet states of shape {shape}: {error}; y has shape {tuple(self.y.shape)}"
             ) from error
@@ -141,6 +140,12 @@ class Measurement(Potential):
                 f"the operator maps states of shape {shape} to measurements of shape {out}, "
                 f"and y has shape {tuple(self.y.shape)}; they must agree"
             )
+
+    def _output_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the measurement of a state, which is asked in the dtype of y."""
+        if isinstance(self.operator, NonLinear):
+            return tuple(self.operator(torch.zeros(1, *shape, dtype=self.y.dtype)).shape[1:])
+        return self.operator.output_shape(shape)
 
     def bind(self, denoiser: Denoiser) -> Measurement:
         out = copy.copy(self)
@@ -165,6 +170,7 @@ class Measurement(Potential):
         return out
 
     def _forget(self) -> None:
+        self._output = None
         for name in ("spectrum", "coordinates"):
             self.__dict__.pop(name, None)
 
@@ -268,7 +274,9 @@ class Measurement(Potential):
         operator, shape = self.operator, tuple(x0.shape[1:])
         v = v.detach().to(x0)
         if operator.linear and hasattr(operator, "adjoint"):
-            return operator.adjoint(v.reshape(len(v), *operator.output_shape(shape)), shape)  # type: ignore[attr-defined]
+            if self._output is None:
+                self._output = self._output_of(shape)
+            return operator.adjoint(v.reshape(len(v), *self._output), shape)  # type: ignore[attr-defined]
         with torch.enable_grad():
             at = x0.detach().requires_grad_(True)
             (out,) = torch.autograd.grad(operator(at).flatten(1), at, v)

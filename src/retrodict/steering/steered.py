@@ -24,7 +24,11 @@ from retrodict.core.errors import InputError, NonFiniteError
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.kernels import Belief
 from retrodict.solvers.auto import Choice
+from retrodict.solvers.plan import Call, Plan
 from retrodict.steering.potential import Node, Potential, Tilt
+
+#: Rows of plans that look at the goals themselves (`retrodict.steering.calls`).
+ROWS = ("push", "renoise", "replace", "ddrm")
 
 
 class Steered(Denoiser):
@@ -64,6 +68,10 @@ class Steered(Denoiser):
     def needs_density(self) -> bool:
         """Whether weighted moves need fresh noise: they are bent, and the bend has to be priced."""
         return self.drift and any(p.drift for p in self.potentials)
+
+    def acts_in(self, plan: Plan) -> bool:
+        """Whether a run without weights heeds the goals: they bend the mean, or the plan has rows for them."""
+        return self.needs_density or any(isinstance(c, Call) and c.name in ROWS for c in plan.code)
 
     def belief(self, x: Tensor, t: float | Tensor, **condition: Any) -> Belief:
         graph = any(p.graph for p in self.potentials)
