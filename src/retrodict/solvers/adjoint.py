@@ -196,7 +196,7 @@ class _Job:
         """Gradients in the start, and in values and parameters."""
         X = dict(zip(self.walk.kept, states))
         D: dict[int, Tensor] = {}
-        held = _Sums({f"x{self.walk.out}": grad})
+        held = _Sums(f"x{self.walk.out}", grad)
         leaves = [v.detach().requires_grad_() for v in values]
         inputs = [*leaves, *parameters]
         sums: list[Tensor | None] = [None] * len(inputs)
@@ -213,7 +213,8 @@ class _Job:
                 D[c.k] = self._vjp(X[c.x], c, held, leaves, inputs, sums)
             for name in uses.get(i, ()):
                 (X if name[0] == "x" else D).pop(int(name[1:]), None)
-        return held.take("x0"), sums
+        in_start = held.take("x0")
+        return None if in_start is None else in_start.to(grad), sums
 
     def _vjp(
         self,
@@ -230,9 +231,9 @@ class _Job:
             x = x.detach().requires_grad_()
             mean = self.mean(x, c.t, **self.condition, **dict(zip(self.names, leaves)))
         if cotangent is not None and mean.requires_grad:
-            in_x, *rest = torch.autograd.grad(mean, [x, *inputs], cotangent, allow_unused=True)
+            in_x, *rest = torch.autograd.grad(mean, [x, *inputs], cotangent.to(mean), allow_unused=True)
             if in_x is not None:
-                held.add(f"x{c.x}", in_x)
+                held.add(f"x{c.x}", in_x.double())
             for j, part in enumerate(rest):
                 if part is not None:
                     sums[j] = part if sums[j] is None else sums[j] + part  # type: ignore[operator]
@@ -240,12 +241,13 @@ class _Job:
 
 
 class _Sums:
-    """Cotangents by name, added up."""
+    """Cotangents by name, added up in float64: the large terms of a leapfrog cancel."""
 
-    def __init__(self, start: dict[str, Tensor]) -> None:
-        self._of = start
+    def __init__(self, name: str, value: Tensor) -> None:
+        self._of = {name: value.double()}
 
     def take(self, name: str) -> Tensor | None:
+        """What came together for a name, in float64, and forget it."""
         return self._of.pop(name, None)
 
     def add(self, name: str, value: Tensor) -> None:

@@ -54,7 +54,7 @@ def flow(
     nodes = torch.from_numpy(levels.sigma / levels.alpha)
 
     def rate(rho: Tensor, z: Tensor) -> Tensor:
-        t = path.time_at(-math.log(float(rho)))
+        t = path.time_at(-math.log(float(rho.detach())))
         return (z - mean(float(path.alpha(t)) * z, float(t), **condition)) / rho.to(z.dtype)
 
     def grid(_: Any, __: Any, t: Tensor) -> Tensor:
