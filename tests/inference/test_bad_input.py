@@ -81,6 +81,15 @@ def test_rows_and_rates_that_are_none(make: Callable, message: str) -> None:
             "link 0 .* leaves 3 .* link 1 .* takes 2",
         ),
         (lambda: chain(LinearGaussian(torch.eye(3), 0.0, torch.eye(3))), "transition's A is 3x3 and the prior has 2"),
+        (
+            lambda: chain(LinearGaussian(torch.eye(3), torch.zeros(3), torch.eye(3))),
+            "transition's A is 3x3 and the prior has 2",
+        ),
+        (lambda: chain(LinearGaussian(EYE, torch.zeros(3), EYE)), "y has 2 coordinates and the offset b 3"),
+        (lambda: chain(lambda x: Normal(x @ torch.eye(3).double(), 1.0)), r"transition.x. failed .* \(1, 2\)"),
+        (lambda: chain(lambda x: Normal(x * torch.ones(3), 1.0)), r"transition.x. failed .* \(1, 2\)"),
+        (lambda: chain(WALK, lambda x: Normal(x @ torch.eye(3).double(), 1.0)), r"observation.x. failed .* \(1, 2\)"),
+        (lambda: chain(NonLinearGaussian(lambda x: x @ torch.eye(3).double(), 0.1)), "transition's mean.x. failed"),
         (lambda: chain(WALK, LinearGaussian(torch.ones(1, 3), 0.0, 1.0)), "kernel takes 3 .* the prior has 2"),
         (lambda: chain(NonLinearGaussian(lambda x: x[..., :1], 0.1)), r"mean.x. returned the shape \(1, 1\)"),
         (

@@ -7,6 +7,7 @@ both ways, and knows nothing of models.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,9 @@ class TimeAxis:
         index = pandas.DatetimeIndex(labels)
         freq = index.freq
         if freq is None and len(index) > 2 and index.is_monotonic_increasing and index.is_unique:
-            freq = pandas.tseries.frequencies.to_offset(pandas.infer_freq(index))
+            with warnings.catch_warnings():  # of the return type that pandas will change; to_offset takes both
+                warnings.simplefilter("ignore", DeprecationWarning)
+                freq = pandas.tseries.frequencies.to_offset(pandas.infer_freq(index))
         return TimeAxis("date", index[0], freq, index.name)
 
     def numbers(self, labels: Any) -> np.ndarray:

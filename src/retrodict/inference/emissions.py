@@ -214,7 +214,7 @@ def as_emission(observation: Any, probe: Tensor) -> Emission:
     f: Any = precise(observation)
     if arity(observation) >= 2:
         return DensityEmission(f)
-    law = f(probe)
+    law = asked(f, probe, "observation(x)")
     if not isinstance(law, Distribution):
         raise InputTypeError(
             f"observation(x) returned {type(law).__name__}; return a torch.distributions object, or give a "
@@ -223,9 +223,21 @@ def as_emission(observation: Any, probe: Tensor) -> Emission:
     return LawEmission(f, gaussian=normal_moments(law, len(_lead(probe))) is not None)
 
 
+def asked(f: Callable[[Tensor], Any], probe: Tensor, name: str) -> Any:
+    """``f(probe)``; a function that fails at a state of the prior is told apart from one that fails later."""
+    try:
+        return f(probe)
+    except (RuntimeError, IndexError) as error:
+        raise InputError(
+            f"{name} failed at a state of the prior, of shape {tuple(probe.shape)}: {error}; the prior and {name} "
+            "must be about states of one size"
+        ) from error
+
+
 def check_moments(kernel: NonLinearGaussian, probe: Tensor, name: str, size: int | None = None) -> None:
     """Raise unless the mean and covariance of a kernel at the states ``probe (1, d)`` are those of ``size`` numbers."""
-    mean, count = kernel.mean(probe), probe.shape[-1] if size is None else size
+    mean = asked(kernel.mean, probe, f"the {name}'s mean(x)")
+    count = probe.shape[-1] if size is None else size
     if mean.ndim != 2 or len(mean) != len(probe) or (size is not None and mean.shape[-1] != size):
         raise InputError(
             f"the {name}'s mean(x) returned the shape {tuple(mean.shape)} at states {tuple(probe.shape)}; it is "
@@ -395,13 +407,22 @@ def matrix(lin: Any, size: int) -> Tensor:
         raise InputError("a spectral map has no small matrix; write the model's maps as matrices")
     if lin.kind == "scalar":
         return value[..., None, None] * torch.eye(size, dtype=torch.float64, device=value.device)
-    return torch.diag_embed(value.expand(*value.shape[:-1], size))
+    return torch.diag_embed(_sized(value, size))
 
 
 def vector(offset: Tensor | float, size: int) -> Tensor:
     """An offset as float64 ``(..., size)``."""
     value = torch.as_tensor(offset, dtype=torch.float64)
-    return value.expand(size) if value.ndim == 0 else value.expand(*value.shape[:-1], size)
+    return value.expand(size) if value.ndim == 0 else _sized(value, size)
+
+
+def _sized(value: Tensor, size: int) -> Tensor:
+    """A vector ``(..., size|1)`` with all its coordinates."""
+    require(
+        value.shape[-1] in (1, size),
+        f"a kernel has a vector of {value.shape[-1]} coordinates where {size} are needed; they must chain",
+    )
+    return value.expand(*value.shape[:-1], size)
 
 
 def _lead(x: Tensor) -> torch.Size:

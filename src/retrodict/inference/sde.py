@@ -20,12 +20,12 @@ from retrodict.inference.models import as_prior, leaves
 from retrodict.inference.results import Paths
 from retrodict.kernels.euler import EulerStep, NonLinearGaussian, dispersion, mv
 from retrodict.kernels.laws import Gaussian
-from retrodict.kernels.precise import precise
+from retrodict.kernels.precise import Precise, precise
 
 _BLOCK = 2_000_000  # normals drawn at once: few calls, and no more memory than the paths themselves
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SDE:
     """A diffusion.
 
@@ -58,6 +58,20 @@ class SDE:
             object.__setattr__(self, "diffusion", precise(self.diffusion))
         else:
             object.__setattr__(self, "diffusion", torch.as_tensor(self.diffusion, dtype=torch.float64))
+
+    def __repr__(self) -> str:
+        g: Any = self.diffusion
+        if isinstance(g, Tensor):
+            words = f"{g.item():g}" if g.ndim == 0 else f"{' x '.join(map(str, g.shape))} numbers"
+        else:
+            words = _name(g)
+        known = {"prior": self.prior, "observation": self.observation}
+        parts = [
+            f"drift {_name(self.drift)}",
+            f"diffusion {words}",
+            *(f"{k} {_name(v)}" for k, v in known.items() if v),
+        ]
+        return f"SDE({', '.join(parts)}, t0={self.t0:g})"
 
     def parameters(self) -> Iterator[Tensor]:
         """Every tensor inside the laws that a gradient can reach."""
@@ -134,6 +148,12 @@ class SDE:
                 push = _spread(g(x[None], t), x, row) if callable(g) else row
                 x = torch.add(x, self.drift(x, t), alpha=step).add_(push)
                 yield x
+
+
+def _name(f: Any) -> str:
+    """What a function or law is called."""
+    f = f.f if isinstance(f, Precise) else f
+    return getattr(f, "__name__", type(f).__name__)
 
 
 def euler_nodes(start: float | Tensor, times: Tensor, steps: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from retrodict.core.errors import InputError, InputTypeError, require
-from retrodict.inference.emissions import arity, check_moments, matrix, normal_moments, vector
+from retrodict.inference.emissions import arity, asked, check_moments, matrix, normal_moments, vector
 from retrodict.kernels import Categorical, Chain, Finite, Kernel, LinearGaussian
 from retrodict.kernels.checks import check_covariance, check_stochastic
 from retrodict.kernels.conditional import Conditional
@@ -178,7 +178,7 @@ def as_transition(given: Any, probe: Tensor) -> Transition:
 
 def law_kernel(f: Callable[[Tensor], Distribution], probe: Tensor) -> Kernel:
     """The kernel of ``x -> torch.distributions``: normal laws are Gaussian kernels, categorical ones finite."""
-    law = f(probe)
+    law = asked(f, probe, "transition(x)")
     if not isinstance(law, Distribution):
         raise InputTypeError(
             f"transition(x) returned {type(law).__name__}; return a torch.distributions object (a callable of two "
@@ -227,7 +227,7 @@ def family_of(kernel: Kernel) -> str:
 def kernel_arrays(kernel: Kernel, size: int) -> Arrays:
     """``(A, b, Q)`` of a linear-Gaussian kernel of ``size`` coordinates, ``(P,)`` of a finite one; float64."""
     if isinstance(kernel, LinearGaussian):
-        A, Q, b = matrix(kernel.A, size), matrix(kernel.Q, size), vector(kernel.b, size)
+        A, Q = matrix(kernel.A, size), matrix(kernel.Q, size)
         for name, value in (("A", A), ("Q", Q)):
             if value.shape[-2:] != (size, size):
                 raise InputError(
@@ -235,6 +235,7 @@ def kernel_arrays(kernel: Kernel, size: int) -> Arrays:
                     "coordinates; they must chain"
                 )
             require(bool(torch.isfinite(value).all()), f"the transition's {name} has entries that are not finite")
+        b = vector(kernel.b, size)
         require(bool(torch.isfinite(b).all()), "the transition's b has entries that are not finite")
         return A, b, Q
     log_p = getattr(kernel, "log_p", None)

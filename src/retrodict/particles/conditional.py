@@ -97,14 +97,8 @@ def _functional(
     noise: Noise,
 ) -> Additive | None:
     if select == "parisian":
-        return Additive(model, term or _nothing, start, noise=noise, draws=draws, links=True)
+        return Additive(model, term, start, noise=noise, draws=draws, links=True)
     return None if term is None else Additive(model, term, start, backward="tree")
-
-
-def _nothing(k: int, x: Tensor, y: Tensor) -> Tensor:
-    """An additive functional that is zero, one number a pair: for chains that want paths only."""
-    flat = y if y.ndim <= 3 else y.flatten(3)[..., 0]
-    return torch.zeros_like(flat, dtype=torch.float64).unsqueeze(-1)
 
 
 @dataclass(frozen=True)

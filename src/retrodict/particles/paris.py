@@ -36,7 +36,7 @@ class Additive:
     Args:
         model: the model of the run, for its transition density.
         term: ``(k, x, y) -> (..., p)``, s_k at states x of node k-1 and y of node k; the axes before the state's
-            are ``(S, N, 1)`` for y and ``(S, N, parents)`` for x and broadcast.
+            are ``(S, N, 1)`` for y and ``(S, N, parents)`` for x and broadcast.  None: zero, for paths alone.
         start: ``x -> (..., p)``, s_0 (None: zero).
         noise: where the draws of parents come from, one slot a series; only "paris" draws.
         draws: M, parents a particle.
@@ -52,7 +52,7 @@ class Additive:
     def __init__(
         self,
         model: FeynmanKac,
-        term: Callable[[int, Tensor, Tensor], Tensor],
+        term: Callable[[int, Tensor, Tensor], Tensor] | None,
         start: Callable[[Tensor], Tensor] | None = None,
         *,
         noise: Noise | None = None,
@@ -69,7 +69,8 @@ class Additive:
             raise InputError("PaRIS draws parents: give noise, one slot a series")
         if links and backward != "paris":
             raise InputError(f"paths are drawn along PaRIS' parents; backward={backward!r} draws none")
-        self.model, self.term, self.start = model, term, start
+        self.model, self.start = model, start
+        self.term = term or (lambda k, x, y: torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=y.device))
         self.backward = backward
         self.draw = Backward(model, draws, noise, rejection) if noise is not None else None
         self.links: list[Tensor] | None = [] if links else None
@@ -94,8 +95,8 @@ class Additive:
     def _first(self, node: Node) -> Tensor:
         if self.start is not None:
             return self.start(node.x).double()
-        probe = self.term(1, node.x, node.x) if self.model.n else torch.zeros(*node.x.shape[:2], 1)
-        return torch.zeros(probe.shape, dtype=torch.float64, device=node.x.device)
+        width = self.term(1, node.x.unsqueeze(2), node.x.unsqueeze(2)).shape[-1] if self.model.n else 1
+        return torch.zeros(*node.x.shape[:2], width, dtype=torch.float64, device=node.x.device)
 
     def _update(self, node: Node, before: Node, ancestors: Tensor) -> Tensor:
         if self.backward == "exact":
