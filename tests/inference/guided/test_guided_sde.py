@@ -512,3 +512,27 @@ def test_the_map_of_innovations_is_differentiable() -> None:
         with torch.no_grad():
             slope = float(weight(theta + step) - weight(theta - step)) / 2e-5
         assert float(grad[i]) == pytest.approx(slope, rel=1e-5)
+
+
+def test_collapsed_guiding_starts_again_from_an_unguided_filter() -> None:
+    """A relaxation oscillator seen rarely and sharply, its fast variable alone: no linearisation from the start helps.
+
+    The evidence of 30,000 unguided particles within 4 standard errors of both (6e-5); one round alone is off by
+    hundreds.
+    """
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        v, w = x[..., 0], x[..., 1]
+        return torch.stack((3 * (v - v**3 / 3 - w + 0.5), (v + 0.7 - 0.8 * w) / 3), -1)
+
+    model, times = SDE(drift, torch.tensor([0.1, 0.1])), [float(k) for k in range(1, 11)]
+    path = model.sample(1, times, start=[-1.0, 0.0], seed=0).x[0, 0]
+    y = path[:, :1] + 0.05 * torch.randn(10, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    data = Observed(y.numpy(), times=times, operator=torch.tensor([[1.0, 0.0]]), noise=0.05)
+    post = condition(model, data, start=[-1.0, 0.0], steps=20)
+    rough = condition(model, data, "bootstrap", start=[-1.0, 0.0], steps=20, particles=30_000)
+    assert float(post.ess) > 300
+    error = float(post.log_evidence - rough.log_evidence)
+    assert abs(error) < 4 * math.hypot(float(post.log_evidence_se), float(rough.log_evidence_se))
+    once = condition(model, data, start=[-1.0, 0.0], steps=20, rounds=1)
+    assert float(once.log_evidence) < float(post.log_evidence) - 50

@@ -2,7 +2,8 @@
 
 Every choice gives unbiased estimates; a good one gives even weights.
 
-* "auto": "regress", or "brownian" where that gives pilot paths clearly more even weights, series by series.
+* "auto": "regress", or "brownian" where that gives pilot paths clearly more even weights, series by series; again
+  while the weights are uneven, and from the clouds of an unguided filter where they have collapsed.
 * "regress": mean and covariance of each step regressed on weighted pilot paths, the first ones under Brownian
   guidance, and again on the paths that this gives (iterated statistical linearisation).
 * "linearise": Jacobians along a nominal path, the guided path without noise, and again along the path that this gives
@@ -34,6 +35,8 @@ from retrodict.particles import ess
 _KNOWN = ("auto", "regress", "linearise", "brownian")
 _DOUBT = 1.5  # few pilots flatter an auxiliary without drift, whose weights have heavy tails
 _PILOTS = 128  # paths for a regression
+_ROUNDS = 8  # at most, where the evenness of the pilots decides
+_EVEN, _COLLAPSED = 0.5, 0.05  # effective shares of the pilots: enough, and next to nothing
 Potentials = Callable[[Tensor], tuple[Message, dict[int, Pin]]]  # of a nominal path (S, n+1, d)
 
 
@@ -54,9 +57,10 @@ def prepare(
     start: tuple[Tensor, Tensor],
     auxiliary: Any,
     guide: type[Guide],
-    rounds: int,
+    rounds: int | None,
     exact: bool,
     pilot: Callable[[Guidance, int], tuple[Tensor, Tensor]],
+    unguided: Callable[[int], Tensor | None],
     stretches: list[int] | None = None,
     fixed: bool = False,
 ) -> Guidance:
@@ -64,9 +68,11 @@ def prepare(
 
     Args:
         potentials: surrogates of the observations about a nominal path; start: mean and covariance of node 0.
-        auxiliary: see the module; rounds: of re-linearisation.
+        auxiliary: see the module; rounds: of re-linearisation; None: as many as the pilots' weights ask
+            for ("auto"), or one.
         exact: messages from the exact transitions of the auxiliary diffusion, not its Euler steps.
         pilot: guided paths ``(n+1, S, P, d)`` and log-weights ``(S, P)``; one path is the one without noise.
+        unguided: states at all nodes ``(n+1, S, P, d)`` of an unguided filter, or None where there is none.
         fixed: the potentials do not depend on the path.
         stretches: nodes beyond which the final messages do not look ahead; None: they see everything.
     """
@@ -97,7 +103,7 @@ def prepare(
         path = nominal(brownian(steps, path), path)
     chosen = brownian(steps, path)
     if auxiliary == "linearise":
-        for _ in range(rounds):
+        for _ in range(rounds or 1):
             path = nominal(steps.affine(path), path)
         chosen = steps.affine(path)
     elif auxiliary != "brownian":
@@ -106,41 +112,78 @@ def prepare(
             made = settle(auxiliary, path, Doob)
             return made, *pilot(made, max(_PILOTS, 10 * steps.d))
 
-        chosen, path, made = _regressed(steps, chosen, path, rounds, auxiliary == "auto", tries)
+        search = _Search(steps, tries, careful=auxiliary == "auto")
+        search.begin(chosen, path)
+        search.improve(rounds)
+        if search.careful and rounds is None and search.collapsed:
+            cloud = unguided(_PILOTS)
+            if cloud is not None:
+                search.restart(cloud)
+        chosen, path, made = search.best, search.centre, search.kept
         if made is not None and fixed and guide is Doob and not stretches:
             return made  # the very sweep that the pilots ran on
     return settle(chosen, path, guide, last=True)
 
 
-def _regressed(
-    steps: Steps,
-    chosen: Step,
-    path: Tensor,
-    rounds: int,
-    careful: bool,
-    pilot: Callable[[Step, Tensor], tuple[Guidance, Tensor, Tensor]],
-) -> tuple[Step, Tensor, Guidance | None]:
-    """Regress on pilots, and again; ``careful`` keeps, series by series, the auxiliary of the most even weights.
+class _Search:
+    """Regression on pilots, and again; ``careful`` keeps, series by series, the auxiliary of the most even weights.
 
-    Returns:
-        the auxiliary, the nominal path, and what the pilots of that auxiliary ran on, if there were any.
+    Attributes:
+        best, centre: that auxiliary and its nominal path; kept: what its pilots ran on, if there were any.
     """
-    made, paths, log_w = pilot(chosen, path)
-    best, centre, kept = chosen, path, made
-    evenness = ess(log_w)
-    for done in range(1, rounds + 1):
-        chosen = _where(_finite(new := steps.regressed(paths, _tempered(log_w))), new, chosen)
-        path = (torch.softmax(log_w, -1)[..., None] * paths).sum(2).movedim(0, 1)
-        if not careful:
-            best, centre, kept = chosen, path, None
-        if careful or done < rounds:
-            made, paths, log_w = pilot(chosen, path)
-        if careful:
-            better = ess(log_w) > evenness / _DOUBT
-            best, evenness = _where(better, chosen, best), torch.maximum(evenness, ess(log_w))
-            centre = torch.where(better[:, None, None], path, centre)
-            kept = made if bool(better.all()) else kept if not bool(better.any()) else None
-    return best, centre, kept
+
+    def __init__(
+        self, steps: Steps, pilot: Callable[[Step, Tensor], tuple[Guidance, Tensor, Tensor]], careful: bool
+    ) -> None:
+        self.steps, self.pilot, self.careful = steps, pilot, careful
+
+    def begin(self, chosen: Step, path: Tensor) -> None:
+        """Pilots of a first auxiliary."""
+        self.kept: Guidance | None
+        self.best, self.centre = chosen, path
+        self.kept, self.paths, self.log_w = self.pilot(chosen, path)
+        self.evenness = ess(self.log_w)
+
+    @property
+    def share(self) -> Tensor:
+        """Effective share of the pilots of the best auxiliary, ``(S,)``."""
+        return self.evenness / self.log_w.shape[-1]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether next to none of the pilots of some series count."""
+        return bool((self.share < _COLLAPSED).any())
+
+    def improve(self, rounds: int | None) -> None:
+        """So many rounds; None: until the weights are even, at most `_ROUNDS`, or one where nobody looks."""
+        last = rounds if rounds is not None else _ROUNDS if self.careful else 1
+        for done in range(1, last + 1):
+            new = self.steps.regressed(self.paths, _tempered(self.log_w))
+            chosen = _where(_finite(new), new, self.best)
+            path = (torch.softmax(self.log_w, -1)[..., None] * self.paths).sum(2).movedim(0, 1)
+            if not self.careful:
+                self.best, self.centre, self.kept = chosen, path, None
+                if done < last:
+                    _, self.paths, self.log_w = self.pilot(chosen, path)
+                continue
+            self._try(chosen, path)
+            if rounds is None and bool((self.share >= _EVEN).all()):
+                return
+
+    def restart(self, cloud: Tensor) -> None:
+        """Where no round helped: from clouds of states ``(n+1, S, P, d)`` that have met every observation."""
+        flat = torch.zeros(cloud.shape[1:3], dtype=cloud.dtype)
+        new = self.steps.regressed(cloud, flat)
+        self._try(_where(_finite(new), new, self.best), cloud.mean(2).movedim(0, 1))
+        self.improve(None)
+
+    def _try(self, chosen: Step, path: Tensor) -> None:
+        made, self.paths, self.log_w = self.pilot(chosen, path)
+        found = ess(self.log_w)
+        better = found > self.evenness / _DOUBT
+        self.best, self.evenness = _where(better, chosen, self.best), torch.maximum(self.evenness, found)
+        self.centre = torch.where(better[:, None, None], path, self.centre)
+        self.kept = made if bool(better.all()) else self.kept if not bool(better.any()) else None
 
 
 def _tempered(log_w: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def bffg(
     seed: int = 0,
     weight: str = "doob",
     auxiliary: Any = "auto",
-    rounds: int = 1,
+    rounds: int | None = None,
     resample: str = "systematic",
     threshold: float = 0.5,
 ) -> GuidedPosterior:

@@ -22,10 +22,27 @@ from retrodict.inference.guided.guides import Continuous, Doob, Free, Guide, Pat
 from retrodict.inference.guided.messages import Messages
 from retrodict.inference.guided.steps import EulerGrid, Steps
 from retrodict.kernels.scans.gaussian.algebra import guided_root, mv
-from retrodict.particles import FeynmanKac
+from retrodict.particles import FeynmanKac, Node, ParticlesDied, smc
+from retrodict.particles.resampling import resamplers
 
 _CACHED = 4096  # particles whose stretch is run together; four times as many where a step is one loop
 WEIGHTS: dict[str, type[Guide]] = {"doob": Doob, "path": Path, "continuous": Continuous, "none": Free}
+
+
+class Parents:
+    """An observer that keeps who descends from whom."""
+
+    def __init__(self) -> None:
+        self.ancestors: list[Tensor] = []
+
+    def __call__(self, node: Node) -> None:
+        if node.ancestors is not None:
+            self.ancestors.append(node.ancestors)
+
+
+def along(values: Tensor, line: Tensor) -> Tensor:
+    """``values (m, S, N, d)`` of the particles ``line (S, N)``."""
+    return values.gather(2, line[None, :, :, None].expand(values.shape[0], -1, -1, values.shape[-1]))
 
 
 @dataclass
@@ -66,7 +83,7 @@ class GuidedModel(FeynmanKac):
     law0: tuple[Tensor, Tensor]
     weight: str = "doob"
     auxiliary: Any = "auto"
-    rounds: int = 1
+    rounds: int | None = None
     tilt: Any = None
     stretches_only: bool = False
     keep: bool = False
@@ -99,7 +116,7 @@ class GuidedModel(FeynmanKac):
     def _prepare(self) -> Guidance:
         return prepare(
             self.steps, self.evidence.potentials, self.law0, self.auxiliary, WEIGHTS[self.weight], self.rounds,
-            self.weight == "continuous", self._pilot,
+            self.weight == "continuous", self._pilot, self._unguided,
             self.bounds if self.stretches_only else None, self.evidence.linear,
         )  # fmt: skip
 
@@ -130,6 +147,23 @@ class GuidedModel(FeynmanKac):
             return x.unsqueeze(0), torch.zeros_like(x[..., 0])
         path, log_w = guidance.guide.run(0, x, z)
         return torch.cat((x.unsqueeze(0), path)), log_w
+
+    def _unguided(self, particles: int) -> Tensor | None:
+        """States at all nodes ``(n+1, S, P, d)`` of an unguided filter; None where it dies or an end is exact.
+
+        Each stretch is that of the particles which the observation at its end kept.
+        """
+        if self.evidence.pins:
+            return None
+        free, parents = replace(self, weight="none", keep=True), Parents()
+        try:
+            noise = KeyedNoise(0, self.series, name="unguided")
+            run = smc(free, particles, noise, threshold=1.0, observers=[parents])
+        except ParticlesDied:
+            return None
+        kept = resamplers["systematic"](run.log_w.exp(), torch.full((self.series, 1), 0.5).double(), particles)
+        lines = [*parents.ancestors, kept]
+        return torch.cat([along(part, line) for part, line in zip(free.stretches, lines)])
 
     @property
     def auxiliary_steps(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ from retrodict.inference.deaths import dated
 from retrodict.inference.emissions import law_seen
 from retrodict.inference.forecasts import blanks, by_particles, read_off
 from retrodict.inference.guided.evidence import Evidence
-from retrodict.inference.guided.model import GuidedModel, Innovations
+from retrodict.inference.guided.model import GuidedModel, Innovations, Parents, along
 from retrodict.inference.guided.steps import EulerGrid
 from retrodict.inference.models import as_prior
 from retrodict.inference.observed import Observed
@@ -31,7 +31,7 @@ from retrodict.inference.results import Marginals, Paths
 from retrodict.inference.sde import SDE, euler_nodes
 from retrodict.kernels.euler import mv
 from retrodict.kernels.laws import Gaussian
-from retrodict.particles import Node, Run, smc
+from retrodict.particles import Run, smc
 from retrodict.particles.ancestry import Moments
 
 DEFAULT_STEPS = 50
@@ -81,7 +81,7 @@ class GuidedPosterior(Conditioned):
         return self._traced(self.particles, self.seed)
 
     def _traced(self, particles: int, seed: int) -> Cloud:
-        lines, guided = Lines(), self.guided.fresh(keep=True)
+        lines, guided = Parents(), self.guided.fresh(keep=True)
         run = self._smc(guided, particles, seed, "guided", lines)
         return Cloud(run, lines.ancestors, guided.stretches, guided.used)
 
@@ -195,17 +195,6 @@ class GuidedPosterior(Conditioned):
         )
 
 
-class Lines:
-    """An observer that keeps who descends from whom."""
-
-    def __init__(self) -> None:
-        self.ancestors: list[Tensor] = []
-
-    def __call__(self, node: Node) -> None:
-        if node.ancestors is not None:
-            self.ancestors.append(node.ancestors)
-
-
 class Cloud:
     """The weighted paths that a run leaves: fine stretches, traced through the genealogy."""
 
@@ -226,19 +215,14 @@ class Cloud:
 
     def path(self) -> Tensor:
         """States ``(nodes, S, N, d)`` of the paths that are alive at the end."""
-        return torch.cat([_along(part, line) for part, line in zip(self.stretches, self.lines)])
+        return torch.cat([along(part, line) for part, line in zip(self.stretches, self.lines)])
 
     def innovations(self) -> Innovations:
         """What drove them."""
-        start = _along(self.used[0].unsqueeze(0), self.lines[0])[0]
-        parts = [_along(part, line) for part, line in zip(self.used[1:], self.lines[1:])]
+        start = along(self.used[0].unsqueeze(0), self.lines[0])[0]
+        parts = [along(part, line) for part, line in zip(self.used[1:], self.lines[1:])]
         S, N, d = start.shape
         return Innovations(start, torch.cat(parts) if parts else torch.zeros(0, S, N, d, dtype=start.dtype))
-
-
-def _along(values: Tensor, line: Tensor) -> Tensor:
-    """``values (m, S, N, d)`` of the particles ``line (S, N)``."""
-    return values.gather(2, line[None, :, :, None].expand(values.shape[0], -1, -1, values.shape[-1]))
 
 
 # --- an SDE on data ---------------------------------------------------------------------------------------------
@@ -253,7 +237,7 @@ def conditioned_sde(
     seed: int = 0,
     weight: str = "doob",
     auxiliary: Any = "auto",
-    rounds: int = 1,
+    rounds: int | None = None,
     grid: str = "auto",
     resample: str = "systematic",
     threshold: float = 0.5,
@@ -302,7 +286,7 @@ def guided(
     seed: int = 0,
     weight: str = "doob",
     auxiliary: Any = "auto",
-    rounds: int = 1,
+    rounds: int | None = None,
     grid: str = "auto",
     resample: str = "systematic",
     threshold: float = 0.5,
