@@ -45,16 +45,21 @@ test: $(DEV_STAMP) ## Run the tests
 test-slow: $(DEV_STAMP) ## Run the longer statistical studies too
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
 
-bench: $(DEV_STAMP) .venv-peers/.installed ## Run the benchmarks and renew docs/benchmarks.md
+bench: $(DEV_STAMP) .venv-peers/.installed .venv-peers-images/.installed ## Run the benchmarks and renew docs/benchmarks.md
 	status=0; for study in benchmarks/bench_*.py; do $(BIN)/python $$study || status=1; done; \
 	$(BIN)/python benchmarks/collect.py && exit $$status
 
-# Peers live in an environment of their own: one of them wants another NumPy.
-bench-peers: .venv-peers/.installed ## Make the environment of the peers that `bench` compares with
+# Peers live in environments of their own: one wants another NumPy, one a torchvision whose operators meet no CPU torch.
+bench-peers: .venv-peers/.installed .venv-peers-images/.installed ## Make the environments of the peers of `bench`
 
 .venv-peers/.installed: benchmarks/peers_inference/requirements.txt
 	test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+.venv-peers-images/.installed: benchmarks/peers_images/requirements.txt
+	test -x .venv-peers-images/bin/python || "$(PYTHON)" -m venv .venv-peers-images
+	.venv-peers-images/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
 docs: $(DEV_STAMP) ## Build the documentation in site/, strictly
@@ -75,4 +80,4 @@ clean: ## Remove what builds and tests left (not .venv, not runs)
 	find src tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Also remove the environment
-	rm -rf $(VENV) .venv-peers
+	rm -rf $(VENV) .venv-peers .venv-peers-images
