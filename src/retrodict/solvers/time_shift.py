@@ -8,7 +8,8 @@ elements of a state, and the level is the time near the plan's whose expected va
 
 with v0 the variance of the data.  The published rule leaves out v0: it is biased wherever the signal has variance.  v
 says nothing where the expected variance is flat, as at unit-variance data on a variance-preserving path, and then the
-time stays (`spread` measures that).  Experimental: with an exact denoiser there is little to gain.
+time stays (`spread` measures that).  Experimental: with an exact denoiser there is little to gain, with a network of
+digits at ten steps there was, for the corrected rule alone.
 """
 
 from __future__ import annotations
