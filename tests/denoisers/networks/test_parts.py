@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
+from retrodict.core.errors import InputError
 from retrodict.denoisers.networks.attention import WRITTEN_OUT, Attention, attend
 from retrodict.denoisers.networks.embedding import FourierTime
 from retrodict.denoisers.networks.transformer import Transformer
@@ -109,6 +111,28 @@ def test_without_positions_the_transformer_commutes_with_permutations_of_tokens(
 def test_small_vocabularies_are_grouped_and_large_ones_are_not():
     for length, vocabulary, patch in ((64, 3, 4), (64, 5, 2), (63, 5, 3), (64, 27, 1), (7, 3, 1), (64, 300, 1)):
         assert Transformer((length,), vocabulary=vocabulary, hidden=8, heads=1, depth=1).patch == patch
+
+
+def test_an_entry_hears_its_neighbours_and_no_others():
+    """Before attention has opened, a token reaches as many outputs as the convolution is wide; none but its own
+    without."""
+    torch.manual_seed(0)
+    x = torch.randint(5, (1, 9))
+    other = x.clone()
+    other[0, 4] = (x[0, 4] + 1) % 5
+    for near, reach in ((0, [4]), (3, [3, 4, 5]), (5, [2, 3, 4, 5, 6]), (None, [2, 3, 4, 5, 6])):
+        network = Transformer((9,), vocabulary=5, patch=1, hidden=16, heads=2, depth=2, time=False, near=near).double()
+        torch.nn.init.normal_(network.leave.weight)
+        moved = (network(x, None) - network(other, None)).abs().sum(-1)[0] > 1e-9
+        assert moved.nonzero().flatten().tolist() == reach
+    assert Transformer((8, 2), hidden=16, heads=2).near is None
+
+
+@pytest.mark.parametrize(("shape", "near"), [((6,), 2), ((6,), -1), ((6,), 2.5), ((1, 8, 8), 3)])
+def test_neighbours_are_an_odd_number(shape, near):
+    vocabulary = 4 if len(shape) == 1 else None
+    with pytest.raises(InputError, match=f"near={near}; accepted: an odd number"):
+        Transformer(shape, vocabulary=vocabulary, near=near)
 
 
 def test_positions_of_a_grid_are_all_different():

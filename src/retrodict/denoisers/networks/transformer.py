@@ -42,6 +42,9 @@ class Transformer(Network):
         dropout: share dropped after attention and in the feed-forward part, in [0, 1).
         position: False leaves out the (fixed, sinusoidal) positions; the network then commutes with any
             permutation of the patches.
+        near: odd number of neighbouring patches that a convolution adds to each at the entry, 0 for none; None is 5
+            for tokens with positions, else 0.  A hidden token shows nothing of its own, and attention that still has
+            to find the neighbours by their positions learns no more than frequencies for a long time.
     """
 
     name = "transformer"
@@ -61,6 +64,7 @@ class Transformer(Network):
         heads: int = 4,
         dropout: float = 0.0,
         position: bool = True,
+        near: int | None = None,
     ) -> None:
         require(hidden >= 4 and hidden % 2 == 0, f"hidden={hidden}; accepted: an even number from 4")
         if vocabulary is not None:
@@ -79,6 +83,9 @@ class Transformer(Network):
             f"patch={self.patch} does not divide the {self.shape[0]} tokens; accepted: a divisor, or 1",
         )
         self.grid = tuple(-(-n // self.patch) for n in self.space)
+        near = (5 if vocabulary is not None and position else 0) if near is None else near
+        whole = isinstance(near, int) and (near == 0 or (near > 0 and near % 2 == 1))
+        require(whole and (near == 0 or len(self.grid) == 1), f"near={near!r}; accepted: an odd number, or 0 (images)")
         self.config |= {
             "vocabulary": vocabulary,
             "patch": self.patch,
@@ -87,10 +94,12 @@ class Transformer(Network):
             "heads": heads,
             "dropout": dropout,
             "position": bool(position),
+            "near": near,
         }
         cell = self.patch ** len(self.space)  # entries of one patch
         self.enter = nn.Linear(cell * (vocabulary or self.channels), hidden)
         self.register_buffer("place", positions(self.grid, hidden) if position else None, persistent=False)
+        self.near = nn.Conv1d(hidden, hidden, near, padding=near // 2) if near else None
         self.blocks = nn.ModuleList(Block(hidden, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
         self.modulate = zero(nn.Linear(hidden, (6 * depth + 2) * hidden))
@@ -98,6 +107,8 @@ class Transformer(Network):
 
     def run(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.embed(x)
+        if self.near is not None:
+            h = h + self.near(h.mT).mT
         if self.place is not None:
             h = h + self.place
         parts = self.modulate(condition)[:, None].chunk(6 * len(self.blocks) + 2, dim=-1)
