@@ -4,6 +4,7 @@ from retrodict.steering.classifier import Classifier
 from retrodict.steering.covariances import Covariance
 from retrodict.steering.measurement import Measurement
 from retrodict.steering.methods import steer
+from retrodict.steering.minority import fit_minority, minority_labels, minority_reward, minority_score
 from retrodict.steering.potential import Node, Potential, Tilt
 from retrodict.steering.readout import Readout, fit_classifier, fit_value
 from retrodict.steering.reward import Reward
@@ -20,6 +21,10 @@ __all__ = [
     "Steered",
     "Tilt",
     "fit_classifier",
+    "fit_minority",
     "fit_value",
+    "minority_labels",
+    "minority_reward",
+    "minority_score",
     "steer",
 ]
