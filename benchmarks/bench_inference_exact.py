@@ -9,9 +9,12 @@ making them where they are not there yet) is told apart from the median of the l
     make bench-peers
     python benchmarks/bench_inference_exact.py [--runs 9] [--small]
 
-Writes ``benchmarks/results/inference_exact.json``.  Bars, against dynamax: one Gaussian series, evidence, means and
-draws at least 10 times as fast; gradients at 10,000 steps at least as fast; covariances and hidden Markov models at
-least as fast with the extra (batches on two cores), and at most 4 times slower without.
+Writes ``benchmarks/results/inference_exact.json``, ``.md`` and ``.png`` (cost against steps, with fitted slopes).
+"means, evidence, draw" asks one chain for the three; dynamax's smoother and sampler together do that.
+
+Bars, against dynamax: one Gaussian series, evidence, means and draws at least 10 times as fast; gradients at 10,000
+steps at least as fast; covariances and hidden Markov models at least as fast with the extra (batches on two cores),
+and at most 4 times slower without.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 RESULTS = HERE / "results" / "inference_exact.json"
 Problem = dict[str, np.ndarray]
+TOGETHER = "means, evidence, draw"
+LENGTHS = (1000, 3000, 10_000, 30_000, 100_000)
 
 
 # -- problems: name -> arrays --------------------------------------------------------------------------------------
@@ -92,7 +97,7 @@ def bar(problem: str, task: str, extra: bool) -> float | None:
     """The least ratio (theirs over ours) that is asked for, or None where nothing is."""
     if task == "gradient":
         return 1.0 if "10,000" in problem and extra else None
-    if "series" not in problem and problem.startswith("Gaussian") and task in ("evidence", "means", "draw"):
+    if "series" not in problem and problem.startswith("Gaussian") and task in ("evidence", "means", "draw", TOGETHER):
         return 10.0
     return 1.0 if extra else 0.25
 
@@ -123,7 +128,7 @@ def gaussian_tasks(data: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         return *gaussian.means(chain), draw
 
     return {
-        "means, evidence, draw": together,
+        TOGETHER: together,
         "evidence": lambda: gaussian.evidence(observed(data, *parameters)).sum(),
         "means": lambda: gaussian.means(observed(data, *parameters))[0],
         "covariances": lambda: gaussian.smooth(observed(data, *parameters)).cov,
@@ -156,7 +161,7 @@ def route_of(data: dict[str, Tensor], task: str) -> str:
         chain = FiniteChain(data["p0"][None], data["P"][None, None], data["log_g"])
         return finite.choose(chain, "evidence" if task == "gradient" else task).name
     chain = observed(data, data["A"], data["Q"], data["R"])
-    verb = {"covariances": "smooth", "gradient": "evidence"}.get(task, task)
+    verb = {"covariances": "smooth", "gradient": "evidence", TOGETHER: "draw"}.get(task, task)
     return gaussian.candidates(chain, verb)[0].name
 
 
@@ -210,6 +215,8 @@ def compare(threads: int, runs: int, path: str) -> list[dict[str, Any]]:
     for problem, tasks in theirs.items():
         gap = abs(fast[problem]["log_evidence"] / tasks["log_evidence"] - 1)
         assert gap < 1e-8, f"{problem}: log evidences differ by {gap:.1e} of their size"
+        if problem.startswith("Gaussian"):
+            tasks[TOGETHER] = {key: tasks["means"][key] + tasks["draw"][key] for key in ("seconds", "first")}
         for task, their in tasks.items():
             if task == "log_evidence":
                 continue
@@ -223,6 +230,41 @@ def compare(threads: int, runs: int, path: str) -> list[dict[str, Any]]:
                 row[f"{kind}_ok"] = None if asked is None else bool(row[f"{kind}_ratio"] >= asked)
             rows.append(row)
     return rows
+
+
+def growth() -> list[dict[str, Any]]:
+    """Seconds of smoothing against steps, one series on one thread, and the slope of log on log."""
+    torch.set_num_threads(1)
+    there, found = native.installed, []
+    for extra in (True, False):
+        native.installed = there if extra else lambda: False  # type: ignore[assignment]
+        for name in ("Gaussian d=4", "Markov K=8"):
+            seconds = []
+            for steps in LENGTHS:
+                arrays = gaussian_problem(steps, 1) if name.startswith("Gaussian") else markov_problem(8, steps, 1)
+                data = {key: torch.from_numpy(value) for key, value in arrays.items()}
+                call = gaussian_tasks(data)["means"] if "y" in data else markov_tasks(data)["smooth"]
+                seconds.append(timed(call, 5)["seconds"])
+            slope = float(np.polyfit(np.log(LENGTHS), np.log(seconds), 1)[0])
+            label = f"{name}, {'with' if extra else 'without'} the extra"
+            found.append({"label": label, "steps": list(LENGTHS), "seconds": seconds, "slope": slope})
+    native.installed = there
+    return found
+
+
+def figure(curves: list[dict[str, Any]], path: Path) -> None:
+    """Cost against steps on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for curve in curves:
+        ax.loglog(curve["steps"], curve["seconds"], "o-", label=f"{curve['label']}: slope {curve['slope']:.2f}")
+    ax.set(xlabel="steps", ylabel="seconds", title="Smoothing one series")
+    ax.legend()
+    shown.savefig(path, dpi=120)
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -263,6 +305,9 @@ def main() -> None:
     print(text)
     if given.small:
         return
+    curves = growth()
+    figure(curves, RESULTS.with_suffix(".png"))
+    text += "\n\n" + "\n".join(f"Cost grows as steps to the power {c['slope']:.2f}: {c['label']}." for c in curves)
     ok = all(row[f"{kind}_ok"] is not False for row in rows for kind in ("fast", "plain"))
     content = {
         "format": 1,
@@ -272,6 +317,7 @@ def main() -> None:
         "runs": given.runs,
         "ok": ok,
         "rows": rows,
+        "growth": curves,
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
