@@ -57,7 +57,7 @@ def test_the_code_of_the_section_runs(found: dict, monkeypatch: pytest.MonkeyPat
     denoiser = rd.exact.Atoms(data.x[:50].float()).denoiser(rd.VP("cosine"))
     monkeypatch.setattr(rd, "load", lambda folder: denoiser)
     names = {"y": rd.operators.half("bottom")(data.x[:1].float())}
-    exec(code.replace("64", "4").replace("steps=20", "steps=3"), names)
+    exec(code.replace("64", "4").replace("steps=28", "steps=3"), names)
 
 
 def test_the_demonstration_has_the_section(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def restore(
     ] = False,
     number: Annotated[int | None, typer.Option("-n", "--number", min=1, help="At most so many images.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Posterior draws written for each image.")] = 16,
-    method: Annotated[str, typer.Option(help="How the model is conditioned; auto carries weights.")] = "auto",
+    method: Annotated[str, typer.Option(help="NAME or NAME:OPTION=VALUE; auto carries weights.")] = "auto",
     populations: Annotated[int, typer.Option(min=1, help="Independent populations, pooled.")] = 4,
     particles: Annotated[int, typer.Option(min=2, help="Particles of each population.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Steps from noise to image.")] = 40,
@@ -228,6 +228,37 @@ def certify(
     from retrodict.app.certify import certify_sampler
 
     certify_sampler(solver, diffusers, python, out)
+
+
+@command("retrodict tune runs/digits --evaluations 4 5 6 8 10 --guidance 1.5 --out plan.json")
+def tune(
+    folder: Annotated[str, typer.Argument(help="A run folder, or a folder of diffusers.")],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    evaluations: Annotated[
+        str, typer.Option(help="Budgets, separated by spaces or commas.", metavar="N [N ...]")
+    ] = "4,5,6,8,10",
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance to tune for.")] = 1.0,
+    trajectories: Annotated[int, typer.Option(min=32, help="Held-out runs to learn from.")] = 1024,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option("--condition", "-c", help="NAME=VALUE[,VALUE...], in turn; default: all classes in turn."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The plan; figure, report and other plans beside it.")
+    ] = Path("plan.json"),
+    cache: Annotated[Path | None, typer.Option(help="Folder where the teacher's runs are kept.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Find the best plans for one model at few evaluations: search, compensation and free coefficients.
+
+    Prints errors before and after on held-out trajectories; the plans go to `rd.sample(plan=...)` and `to_diffusers`.
+    """
+    from retrodict.app.tune import tune_folder
+
+    budgets = [*evaluations.split(","), *(more or [])]
+    given = {"guidance": guidance, "trajectories": trajectories, "cache": cache, "seed": seed}
+    tune_folder(folder, budgets, out, given, condition or [], device)
 
 
 @command("retrodict report runs/digits")

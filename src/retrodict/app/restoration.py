@@ -20,9 +20,11 @@ from retrodict.app.runs import Run
 from retrodict.data import Data
 from retrodict.denoisers import Denoiser
 
-DIGITS, POPULATIONS, PARTICLES, STEPS = 3, 4, 24, 20
+DIGITS, POPULATIONS, PARTICLES, STEPS = 3, 8, 32, 28
+#: Weights alone steer: at equal time three times as many particles as with derivatives of the network.
+METHOD = "pigdm:gradient=false"
 NOISE = 0.05
-TASKS = {"Lower half hidden": "half:bottom", "Blurred": "blur:5,1.5"}
+TASKS = {"Lower half hidden": "half:bottom", "Blurred": "blur:5,1"}
 
 
 def measure(out: Path, denoiser: Denoiser, data: Data, seed: int = 0) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def measure(out: Path, denoiser: Denoiser, data: Data, seed: int = 0) -> dict[st
     run = Run(out, denoiser, {}, data)
     tasks = {}
     for name, words in TASKS.items():
-        settings = Settings(words, NOISE, True, 1, "auto", POPULATIONS, PARTICLES, STEPS, seed, DIGITS)
+        settings = Settings(words, NOISE, True, 1, METHOD, POPULATIONS, PARTICLES, STEPS, seed, DIGITS)
         problem = pose("digits", run, settings)
         outcomes = [solve(run, problem, i, settings) for i in range(DIGITS)]
         images = restored(problem, outcomes)
@@ -71,6 +73,6 @@ import retrodict as rd
 denoiser = rd.load("runs/demo")
 operator = rd.operators.half("bottom")
 goal = rd.Measurement(y, operator, noise=0.8)
-samples = rd.sample(rd.condition(denoiser, goal), 64, steps=20)
+samples = rd.sample(rd.condition(denoiser, goal, "pigdm", gradient=False), 64, steps=28)
 samples.mean(), samples.correction, samples.ess, samples.log_evidence
 """

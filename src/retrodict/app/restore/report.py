@@ -14,7 +14,7 @@ from retrodict.app.blocks import facts_table
 from retrodict.app.info import versions
 from retrodict.app.report import Card, Code, Images, Report, Section, Table, Text, write_report
 from retrodict.app.restore.problem import Outcome, Problem, Settings
-from retrodict.app.restore.words import as_picture
+from retrodict.app.restore.words import as_picture, parse_method
 
 MOST_IMAGES = 12  # shown
 MOST_DRAWS = 6  # of each
@@ -109,12 +109,14 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _reproduce(model: str, problem: Problem, settings: Settings) -> str:
+    method, options = parse_method(settings.method)
+    words = "".join(f", {name}={value!r}" for name, value in options.items())
     return (
         "import numpy as np\nimport retrodict as rd\nfrom retrodict.app.restore.words import parse_operator\n\n"
         f'denoiser = rd.load("{model}")\n'
         f"operator = parse_operator({settings.operator!r}, {problem.black:g}, {problem.black + problem.range:g})\n"
         f'y = np.load("measurement.npy")[0]\n'
         f"steered = rd.condition(denoiser, rd.Measurement(y, operator, noise={problem.noise:g}), "
-        f"method={settings.method!r})\n"
+        f"method={method!r}{words})\n"
         f"samples = rd.sample(steered, {settings.particles}, steps={settings.steps}, seed={settings.seed})\n"
     )

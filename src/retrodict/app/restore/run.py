@@ -17,7 +17,7 @@ from retrodict.app.blocks import contact_sheet
 from retrodict.app.restore.posterior import restore
 from retrodict.app.restore.problem import Outcome, Problem, Settings
 from retrodict.app.restore.report import write_restore_report
-from retrodict.app.restore.words import parse_operator, read_measurement
+from retrodict.app.restore.words import parse_method, parse_operator, read_measurement
 from retrodict.app.runs import Run, open_run
 from retrodict.core.errors import InputError, require
 from retrodict.core.noise import KeyedNoise
@@ -133,16 +133,18 @@ def _picture(path: Path, run: Run) -> Tensor:
 def solve(run: Run, problem: Problem, i: int, settings: Settings) -> Outcome:
     """Restore image i."""
     begun = time.perf_counter()
+    method, options = parse_method(settings.method)
     found = restore(
         run.denoiser,
         problem.y[i],
         problem.operator,
         problem.noise,
-        method=settings.method,
+        method=method,
         populations=settings.populations,
         particles=settings.particles,
         steps=settings.steps,
         seed=settings.seed + i,
+        **options,
     )
     seen = problem.operator(found.draws(min(64, len(found.x)), settings.seed))
     residual = (seen - problem.y[i : i + 1].to(seen)).pow(2).mean().sqrt()

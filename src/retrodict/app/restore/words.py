@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import retrodict as rd
-from retrodict.app.options import parse_call
+from retrodict.app.options import parse_call, parse_settings
 from retrodict.core.errors import InputError, require
 from retrodict.core.registry import Registry
 from retrodict.steering.operators import Composed, Mask, Operator
@@ -94,6 +94,16 @@ def parse_operator(text: str, low: float, high: float) -> Operator:
     require(all(parts), f"--operator {text!r} has an empty part; write it as blur:5,1.0 | downsample:2")
     made = [parse_call(part, OPERATORS, {"low": low, "high": high}) for part in parts]
     return reduce(lambda first, second: first | second, made)
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method and its options, from ``NAME`` or ``NAME:OPTION=VALUE,...``.
+
+    >>> parse_method("pigdm:gradient=false")
+    ('pigdm', {'gradient': False})
+    """
+    name, _, rest = text.strip().partition(":")
+    return name, parse_settings(filter(None, rest.split(",")), ())
 
 
 def read_measurement(operator: Operator, image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
