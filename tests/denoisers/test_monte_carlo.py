@@ -74,8 +74,15 @@ def test_starts_have_the_law_of_their_time():
 
 
 def test_arguments():
+    with pytest.raises(InputError, match="one number a sample"):
+        MonteCarlo(lambda x: x, PATH, (2,))(torch.zeros(3, 2), 0.5)
     made = MonteCarlo(UNNORMALISED, PATH, (1,), 8)
-    for words, match in [({"step": 0.0}, "step"), ({"steps": 0}, "steps"), ({"t": 0.0}, "no noise")]:
+    for words, match in [
+        ({"step": 0.0}, "step"),
+        ({"steps": 0}, "steps"),
+        ({"t": 0.0}, "no noise"),
+        ({"t": 3.0}, "time"),
+    ]:
         with pytest.raises(InputError, match=match):
             made.start(4, **{"t": 0.5} | words)
     with pytest.raises(InputError, match="draws"):

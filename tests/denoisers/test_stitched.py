@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import retrodict as rd
-from retrodict.core.errors import InputError
+from retrodict.core.errors import InputError, InputTypeError
 from retrodict.denoisers import Stitched, excess_divergence, stitchings
 from retrodict.exact import GaussianMixture
 from retrodict.solvers.inversion import run
@@ -137,11 +137,22 @@ def test_a_gaussian_takes_a_third_of_the_steps_for_nothing():
 
 @pytest.mark.parametrize(
     ("costs", "times", "match"),
-    [([1.0], TIMES, "costs"), ([1.0, -1.0], TIMES, "costs"), ([1.0, 2.0], TIMES[::-1], "decrease")],
+    [
+        ([1.0], TIMES, "costs"),
+        ([1.0, -1.0], TIMES, "costs"),
+        ([1.0, 2.0], TIMES[::-1], "decrease"),
+        ([1.0, 2.0], None, "sigma = 0"),
+    ],
 )
 def test_words_of_stitchings(costs, times, match):
+    process = EDM if times is not None else VP
     with pytest.raises(InputError, match=match):
-        stitchings([MATCHED.denoiser(EDM), LAW.denoiser(EDM)], costs, LAW.sample(8, seed=0), times)
+        stitchings([LAW.denoiser(process)] * 2, costs, LAW.sample(8, seed=0), times or [0.9, 0.0])
+
+
+def test_only_denoisers_are_stitched():
+    with pytest.raises(InputTypeError, match="denoisers"):
+        Stitched([LAW.denoiser(EDM), "model"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

@@ -93,5 +93,9 @@ def test_words_that_cannot_be():
     ]:
         with pytest.raises(InputError, match=match):
             denoising_mcmc(LAW.denoiser(VE), log_level, x, 0.5, **words)
+    with pytest.raises(InputError, match="log_level returns"):
+        denoising_mcmc(LAW.denoiser(VE), lambda y, s: torch.zeros(len(y)), x, 0.5)
+    with pytest.raises(InputError, match="starts at a time"):
+        denoising_mcmc(LAW.denoiser(VE), log_level, x, 2.0)
     with pytest.raises(InputError, match="groups"):
         finish(LAW.denoiser(VE), denoising_mcmc(LAW.denoiser(VE), log_level, x, 0.5), groups=0)

@@ -136,5 +136,11 @@ def test_the_start_is_one_for_sample():
     found = select_start(PLAN, Posterior(), Y, candidates=4, y=Y)
     x = rd.sample(Posterior(), 6, plan=PLAN, init=found.x, y=Y, progress=False).x
     assert float((x.double() - Y).abs().max()) < 2e-2
+    for targets, more, match in [
+        (Y[:0], {}, "at least one"),
+        (Y, {"candidates": torch.zeros(3, 5)}, "shape of targets"),
+    ]:
+        with pytest.raises(InputError, match=match):
+            select_start(PLAN, Posterior(), targets, y=targets, **more)
     with pytest.raises(InputError, match="deterministic"):
         select_start(rd.plan("ddpm", VP, steps=3), Posterior(), Y, y=Y)

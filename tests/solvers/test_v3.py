@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import retrodict as rd
-from retrodict.core.errors import InputError
+from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
 from retrodict.diagnostics import certificate
 from retrodict.exact import GaussianMixture
@@ -174,8 +174,9 @@ def test_files(tmp_path):
         (lambda: rd.plan("dpm-solver-v3", VP, steps=3, corrector="psuedo"), "corrector"),
         (lambda: rd.plan("dpm-solver-v3", VP, steps=3, statistics="/no/such.safetensors"), "no statistics"),
         (lambda: statistics(M8.denoiser(VP), M8.sample(1)), "two data"),
+        (lambda: statistics(M8, M8.sample(8)), "of a Denoiser"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_words(make, match):
-    with pytest.raises(InputError, match=match):
+    with pytest.raises((InputError, InputTypeError), match=match):
         make()

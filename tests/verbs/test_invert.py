@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import retrodict as rd
-from retrodict.core.errors import InputError
+from retrodict.core.errors import InputError, InputTypeError
 from retrodict.exact import GaussianMixture
 from retrodict.processes import VP
 
@@ -108,6 +108,12 @@ def test_words_that_cannot_be(denoiser, words, match):
 
 
 def test_shapes_and_plans_are_checked(denoiser):
+    with pytest.raises(InputTypeError, match="tensor"):
+        rd.invert(denoiser, [[1.0, 2.0]])  # type: ignore[arg-type]
+    with pytest.raises(InputTypeError, match="Plan or a file"):
+        rd.invert(denoiser, DATA, plan=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="iterations"):
+        rd.invert(denoiser, DATA, solver="ddim", iterations=0)
     with pytest.raises(InputError, match="shape"):
         rd.invert(denoiser, DATA[:, :1])
     found = rd.invert(denoiser, DATA, check=False)

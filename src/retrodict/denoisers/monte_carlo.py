@@ -69,6 +69,7 @@ class MonteCarlo(Denoiser):
         """
         require(n >= 1 and steps >= 1, f"n and steps are at least 1, got {n} and {steps}")
         require(0 < step <= 1, f"0 < step <= 1 is needed, got {step}")
+        require(0 <= t <= 1, f"t is a time in [0, 1], got {t}")
         path: Any = self.process
         alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
         require(alpha > 0 and sigma > 0, f"at t = {t} there is {'no signal' if sigma > 0 else 'no noise'}")
@@ -106,9 +107,18 @@ class MonteCarlo(Denoiser):
         """Log density of the draws ``(draws, batch)``, and its gradient."""
         flat = draws.flatten(0, 1).detach()
         if not self.gradient:
-            return self.log_density(flat).view(draws.shape[:2]), None
+            return self._log_density(flat).view(draws.shape[:2]), None
         with torch.enable_grad():
             flat = flat.requires_grad_()
-            log_p = self.log_density(flat)
+            log_p = self._log_density(flat)
             (slope,) = torch.autograd.grad(log_p.sum(), flat)
         return log_p.detach().view(draws.shape[:2]), slope.view(draws.shape)
+
+    def _log_density(self, flat: Tensor) -> Tensor:
+        log_p = self.log_density(flat)
+        if log_p.shape != flat.shape[:1]:
+            raise InputError(
+                f"log_density returns one number a sample, ({len(flat)},), of x {tuple(flat.shape)}; got "
+                f"{tuple(log_p.shape)}"
+            )
+        return log_p

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrodict.core.errors import InputError, require
+from retrodict.core.errors import InputError, InputTypeError, require
 from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers.denoiser import Denoiser, batch_time
 from retrodict.kernels import Belief
@@ -52,6 +52,9 @@ class Stitched(Denoiser):
             all(0 <= u <= 1.000001 for u in bounds) and bounds == sorted(bounds, reverse=True),
             f"until decreases and lies between 0 and 1, got {bounds}",
         )
+        for d in denoisers:
+            if not isinstance(d, Denoiser):
+                raise InputTypeError(f"stitching takes denoisers, got {type(d).__name__}")
         last = denoisers[-1]
         conditions: dict[str, Any] = {}
         for d in denoisers:
@@ -196,6 +199,8 @@ def _prices(
     path: Any = big.process
     require(_plain(big), "divergences are priced on scalar Gaussian paths with one end")
     require(len(data) >= 1, "data are needed to price a model")
+    snr = torch.tensor([float(2 * path.log_snr(t)) for t in times], dtype=torch.float64).exp()
+    require(bool(torch.isfinite(snr).all()), f"times end above sigma = 0, got {times[-1]:g}: leave the last one out")
     together = Stitched(models, [0.0] * (len(models) - 1))  # asks models of other paths, too, about states of this one
     noise = KeyedNoise(seed, len(data), dtype=data.dtype, device=data.device)
     losses = torch.empty(len(models), len(times) - 1, dtype=torch.float64)
@@ -204,7 +209,6 @@ def _prices(
         for k in range(len(models)):
             miss = together.ask(k, x, t, condition).mean - data
             losses[k, i] = miss.double().flatten(1).square().sum(1).mean()
-    snr = torch.tensor([float(2 * path.log_snr(t)) for t in times], dtype=torch.float64).exp()
     return 0.5 * (losses - losses[-1]).clamp_min(0) * snr.diff()
 
 

@@ -87,6 +87,7 @@ def denoising_mcmc(
     path: Any = denoiser.process
     if not isinstance(path, GaussianPath) or not path.scalar or len(path.ends) == 2:
         raise InputError("the chain needs a scalar Gaussian path with one end")
+    require(0 < t <= 1, f"the chain starts at a time in (0, 1], got {t}")
     require(blocks >= 1 and skip >= 1 and levels >= 2, "blocks and skip are at least 1, levels at least 2")
     require(keep in ("smallest", "last"), f"keep is 'smallest' or 'last', got {keep!r}")
     require(0 < kappa <= 2 and within >= 0, f"0 < kappa <= 2 and within >= 0 are needed, got {kappa} and {within}")
@@ -100,6 +101,8 @@ def denoising_mcmc(
     y = x / float(path.alpha(t))
     k = (log_sigma + float(path.log_snr(t))).abs().argmin().expand(len(x)).to(x.device)
     best_x, best_t, story = [], [], []
+    shape = tuple(log_level(y, sigma).shape)
+    require(shape == (len(x), levels), f"log_level returns (batch, levels) = {(len(x), levels)}, got {shape}")
     ask = lambda y, k: _ask(denoiser, path, times.to(x.device)[k], y, view, condition)  # noqa: E731
     for _ in [None] * blocks:
         least, kept = k.clone(), y.clone()

@@ -72,8 +72,8 @@ class Parallel:
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise InputError(f"tolerance is a finite number, at least 0; got {self.tolerance}")
         for name, value in (("window", self.window), ("block", self.block)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} is an integer of at least 1, got {value}")
 
 
 @dataclass

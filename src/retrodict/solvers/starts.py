@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import require
+from retrodict.core.errors import InputTypeError, require
 from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser
 from retrodict.solvers import general
@@ -85,12 +85,19 @@ def select_start(
         candidates: how many prior draws to try, or the starts themselves ``(candidates, *shape)``.
         distance: ``(x, target) -> (batch,)``; zero: whether x_T = 0 takes part.
     """
+    if not isinstance(plan, Plan) or not isinstance(denoiser, Denoiser):
+        raise InputTypeError(f"a Plan and a Denoiser are needed, got {type(plan).__name__}, {type(denoiser).__name__}")
     require(not plan.noises and not plan.opaque, "the search needs a deterministic plan: use eta=0")
+    require(len(targets) >= 1, "the search needs at least one target")
     pairs, shape = len(targets), tuple(targets.shape[1:])
     if isinstance(candidates, int):
         require(candidates >= 1, f"candidates is at least 1, got {candidates}")
         drawn = KeyedNoise(seed, candidates, dtype=targets.dtype, device=targets.device).stream("prior")
         candidates = denoiser.prior(shape, drawn)
+    require(
+        tuple(candidates.shape[1:]) == shape,
+        f"candidates have the shape of targets, (n, {', '.join(map(str, shape))}), got {tuple(candidates.shape)}",
+    )
     starts = torch.cat([torch.zeros_like(candidates[:1]), candidates]) if zero else candidates
     losses = torch.empty(len(starts) * pairs, dtype=torch.float64)
     for index in torch.arange(len(starts) * pairs, device=targets.device).split(batch_size):

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from retrodict.core.errors import InputError, require
+from retrodict.core.errors import InputError, InputTypeError, require
 from retrodict.core.noise import KeyedNoise
 from retrodict.denoisers import Denoiser
 from retrodict.processes import GaussianPath
@@ -119,6 +119,8 @@ def measure(
 
     It takes six evaluations per datum and level; derivatives are central differences along the state and the ODE.
     """
+    if not isinstance(denoiser, Denoiser):
+        raise InputTypeError(f"statistics are measured of a Denoiser, got {type(denoiser).__name__}")
     path: Any = denoiser.process
     if not isinstance(path, GaussianPath) or not path.scalar or len(path.ends) == 2:
         raise InputError("statistics are measured on scalar Gaussian paths with one end")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, near, require
+from retrodict.core.errors import InputError, InputTypeError, near, require
 from retrodict.core.noise import Noise
 from retrodict.denoisers import Denoiser
 from retrodict.kernels import Belief
@@ -47,6 +47,8 @@ def time_shifted(
 
     The three released variants differ from each other; this is the one that changes the denoiser's time alone.
     """
+    if not isinstance(plan, Plan):
+        raise InputTypeError(f"time_shifted takes a Plan, got {type(plan).__name__}; rd.plan(...) makes one")
     require(window >= 0 and 0 <= cutoff <= 1, f"window >= 0 and a cutoff in [0, 1] are needed: {window}, {cutoff}")
     require(data_variance >= 0, f"data_variance is not negative, got {data_variance}")
     if rule not in RULES:

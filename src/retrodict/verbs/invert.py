@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, near, require
+from retrodict.core.errors import InputError, InputTypeError, near, require
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.solvers import Plan
 from retrodict.solvers import inversion as routes
@@ -64,7 +64,10 @@ def invert(
     Raises:
         InputError: a stochastic plan, one that ends at sigma = 0, or "exact" for rows that cannot be solved.
     """
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"x is a tensor of data (n, *shape), got {type(x).__name__}")
     check_denoiser(denoiser, len(x))
+    require(iterations >= 1, f"iterations is at least 1, got {iterations}")
     denoiser.check_condition(condition)
     if method not in METHODS:
         raise InputError(f"method is one of {', '.join(METHODS)}; got {method!r}.{near(method, METHODS)}")
@@ -95,7 +98,10 @@ def _plan(
 ) -> Plan:
     """The given plan, or one made from the words that ends above sigma = 0."""
     if plan is not None:
-        return Plan.load(plan, denoiser.process) if isinstance(plan, (str, Path)) else plan
+        plan = Plan.load(plan, denoiser.process) if isinstance(plan, (str, Path)) else plan
+        if not isinstance(plan, Plan):
+            raise InputTypeError(f"plan is a Plan or a file of one, got {type(plan).__name__}")
+        return plan
     smallest = float(getattr(denoiser.process, "t_min", 1e-3))
     budget = {"steps": steps, "nfe": 20 if steps is None and nfe is None else nfe}
     return make_plan(solver, denoiser.process, **budget, grid=grid, end=smallest if end is None else end, **options)
