@@ -93,6 +93,30 @@ class Genealogy:
         return follow(self.x, self.ancestors, last)
 
 
+class Families:
+    """Which particle of node 0 each particle descends from, ``of (S, N)``."""
+
+    def __init__(self) -> None:
+        self.of: Tensor | None = None
+
+    def __call__(self, node: Node) -> None:
+        if self.of is None or node.ancestors is None:
+            self.of = torch.arange(node.x.shape[1]).expand(node.x.shape[:2])
+        else:
+            self.of = self.of.gather(1, node.ancestors)
+
+    def effective(self, log_w: Tensor) -> Tensor:
+        """`effective_families` of the particles with log-weights ``(S, N)``."""
+        assert self.of is not None
+        return effective_families(self.of, log_w)
+
+
+def effective_families(of: Tensor, log_w: Tensor) -> Tensor:
+    """One over the sum of squares of the weights of families, ``(S,)``."""
+    w = torch.softmax(log_w.double(), -1)
+    return 1 / torch.zeros_like(w).scatter_add(1, of, w).square().sum(-1)
+
+
 class Moments:
     """Mean and covariance of every filtering law: ``mean (S, n+1, d)``, ``cov (S, n+1, d, d)``, in float64."""
 

@@ -32,7 +32,7 @@ from retrodict.inference.sde import SDE, euler_nodes
 from retrodict.kernels.euler import mv
 from retrodict.kernels.laws import Gaussian
 from retrodict.particles import Run, smc
-from retrodict.particles.ancestry import Moments
+from retrodict.particles.ancestry import Moments, effective_families
 
 DEFAULT_STEPS = 50
 
@@ -209,9 +209,7 @@ class Cloud:
 
     def families(self) -> Tensor:
         """Effective number of families, ``(S,)``."""
-        w = torch.softmax(self.run.log_w, -1)
-        shares = torch.zeros_like(w).scatter_add(1, self.lines[0], w)
-        return 1 / shares.square().sum(-1)
+        return effective_families(self.lines[0], self.run.log_w)
 
     def path(self) -> Tensor:
         """States ``(nodes, S, N, d)`` of the paths that are alive at the end."""

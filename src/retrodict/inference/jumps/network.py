@@ -32,8 +32,8 @@ from retrodict.inference.posterior import Conditioned, register
 from retrodict.inference.problem import Problem
 from retrodict.inference.results import Marginals, Paths
 from retrodict.kernels import Gaussian
-from retrodict.particles import FeynmanKac, Genealogy, Node, smc
-from retrodict.particles.ancestry import Moments
+from retrodict.particles import FeynmanKac, Genealogy, smc
+from retrodict.particles.ancestry import Families, Moments
 
 _LEAST = 0.1  # the guided rate is never below this share of the true one: at .02 weights had a heavier tail
 _UNSEEN = 1e12  # the variance of a coordinate that was not seen: it bends nothing
@@ -107,25 +107,6 @@ def _solve(matrix: Tensor, v: Tensor) -> Tensor:
         return torch.stack([r * v[:, 0] - q * v[:, 1], p * v[:, 1] - q * v[:, 0]], -1) / (p * r - q * q).unsqueeze(-1)
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     return torch.linalg.solve(matrix + _TINY * eye, v.unsqueeze(-1)).squeeze(-1)
-
-
-class Families:
-    """Which particle of node 0 each particle descends from."""
-
-    def __init__(self) -> None:
-        self.of: Tensor | None = None
-
-    def __call__(self, node: Node) -> None:
-        if self.of is None or node.ancestors is None:
-            self.of = torch.arange(node.x.shape[1]).expand(node.x.shape[:2])
-        else:
-            self.of = self.of.gather(1, node.ancestors)
-
-    def effective(self, log_w: Tensor) -> Tensor:
-        """One over the sum of squares of the weights of families, ``(S,)``."""
-        assert self.of is not None
-        w = torch.softmax(log_w.double(), -1)
-        return 1 / torch.zeros_like(w).scatter_add(1, self.of, w).square().sum(-1)
 
 
 class NetworkPosterior(Conditioned):
