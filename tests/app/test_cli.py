@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from retrodict.app import cli, info
 from retrodict.core.errors import InputError, RetrodictError
 
-COMMANDS = ["demo", "train", "sample", "bench", "certify", "infer", "restore", "report", "info"]
+COMMANDS = ["demo", "train", "sample", "bench", "certify", "infer", "restore", "tune", "report", "info"]
 
 
 def plain(text: str) -> str:

@@ -45,7 +45,7 @@ def test_compensation_reads_outputs_at_a_shifted_time():
     """The last row of an uncorrected first-order plan is the interpolated output; the numbers are worked out by hand.
 
     At times .9, .6, .3 and ratio r the output of the third evaluation is read at s = .3 r + .6 (1 - r), on the
-    quadratic through the three: ell_2 = (s - .9)(s - .6)/.18, ell_1 = -(s - .9)(s - .3)/.09, ell_0 = (s - .6)(s - .3)/.18.
+    quadratic through the three: (s - .9)(s - .6)/.18, -(s - .9)(s - .3)/.09, (s - .6)(s - .3)/.18 from the last back.
     """
     words = {"grid": [0.9, 0.6, 0.3, 0.0], "orders": (1,), "correctors": (False,), "start": 0.9}
     ratio = 1.4

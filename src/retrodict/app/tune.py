@@ -42,8 +42,9 @@ def tune_folder(
     require(out.suffix == ".json", f"--out {out}; accepted: a file that ends with .json")
     budgets = parse_numbers(evaluations, "--evaluations")
     denoiser, own = _open(folder, parse_device(device))
-    conditions = {**own, **parse_conditions(condition, denoiser.conditions, given["trajectories"])}
-    tuned = rd.tune(denoiser, budgets, **given, **conditions)
+    words: dict[str, Any] = {**given, **own}
+    words |= parse_conditions(condition, denoiser.conditions, given["trajectories"])
+    tuned = rd.tune(denoiser, budgets, **words)
     files = tuned.save(out)
     Console().print(_table(tuned))
     for line in tuned.advice:

@@ -25,7 +25,7 @@ GRIDS: tuple[Any, ...] = (
     "uniform",
     "quadratic",
     "angle",
-    *({"name": "flow", "shift": shift} for shift in (0.3, 0.5, 0.7, 0.85, 1.0)),
+    *({"name": "flow", "shift": shift} for shift in (0.3, 0.5, 0.7, 1.0)),
 )
 #: ``(trajectories, survivors)`` of the heats before the final.
 HEATS = ((16, 32), (64, 8))
@@ -45,7 +45,8 @@ def candidates(process: Process, nfe: int, guidance: float = 1.0) -> list[Entry]
     choice = auto.choose(process, nfe, guidance=guidance)
     asked: list[tuple[str, str, dict[str, Any], Any]] = [("auto", choice.solver, choice.options, choice.grid)]
     for grid, (kind, order, corrector) in product(GRIDS, product(_KINDS, (1, 2, 3, 4), (False, True))):
-        if order <= nfe:
+        # first orders without a corrector are all DDIM, but for the velocity's
+        if order <= nfe and (order > 1 or corrector or kind in ("data", "velocity")):
             words = {"order": order, "kind": kind, "corrector": corrector}
             asked.append((f"{kind} {order}{' corrected' if corrector else ''}", "adams", words, grid))
     asked += [(f"dpm++2m{' final' if f else ''}", "dpm++2m", {"final": f}, g) for g, f in product(GRIDS, (True, False))]

@@ -17,7 +17,7 @@ from retrodict.core.errors import InputError, require
 from retrodict.denoisers import Denoiser
 from retrodict.solvers.build import plan as make_plan
 from retrodict.solvers.plan import Plan
-from retrodict.solvers.tuning.refine import Found, Task, by_differences
+from retrodict.solvers.tuning.descent import Found, Task, by_differences
 from retrodict.solvers.tuning.trajectories import Trajectories
 
 #: Trajectories that the published search takes, damped steps, the pull to one, and how far a ratio may go.

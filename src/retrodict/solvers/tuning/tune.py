@@ -24,9 +24,9 @@ from retrodict.denoisers import Denoiser
 from retrodict.solvers.plan import Plan
 from retrodict.solvers.tuning.classical import Entry, candidates, race
 from retrodict.solvers.tuning.compensation import compensate, compensated
+from retrodict.solvers.tuning.descent import Effort, Found, refine, scaled
+from retrodict.solvers.tuning.evolution import decision, search
 from retrodict.solvers.tuning.free import Free
-from retrodict.solvers.tuning.refine import Effort, Found, refine, scaled
-from retrodict.solvers.tuning.search import decision, search
 from retrodict.solvers.tuning.trajectories import Trajectories, rms
 
 METHODS = ("search", "compensate", "free")

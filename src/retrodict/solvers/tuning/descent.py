@@ -26,8 +26,9 @@ from retrodict.denoisers import Denoiser
 from retrodict.solvers.tuning.free import Free, run
 from retrodict.solvers.tuning.trajectories import Trajectories, rms
 
-#: Trajectories for the metric, and how far outliers may count in it.
-_METRIC, _OUTLIER = 64, 5.0
+#: Trajectories for the metric, how far outliers may count in it, and the curvature added to every direction, as a share
+#: of the mean one: where little is known, little is moved.
+_METRIC, _OUTLIER, _FLOOR = 64, 5.0, 0.1
 #: Steps of differences in float32 and float64; trajectories in a chunk of them; trials of a damped step.
 _DIFFERENCE, _CHUNK, _TRIALS = (1e-3, 1e-6), 512, 8
 
@@ -49,7 +50,7 @@ class Effort:
     batch: int = 128
     polish: int = 0
     polish_batch: int = 1024
-    rate: float = 0.15
+    rate: float = 0.12
     ridge: float = 1e-3
     check: int = 12
     patience: int = 4
@@ -126,7 +127,7 @@ class Task:
         H = (torch.einsum("npd,nqd->pq", J, J) / len(J)).cpu()
         scale = H.diagonal().clamp_min(1e-12 * float(H.diagonal().max())).rsqrt()
         H = H * scale[:, None] * scale[None, :]
-        L = torch.linalg.cholesky(H + 1e-4 * torch.eye(len(H), dtype=H.dtype))
+        L = torch.linalg.cholesky(H + _FLOOR * torch.eye(len(H), dtype=H.dtype))
         return scale[:, None] * torch.linalg.inv(L).mT
 
 

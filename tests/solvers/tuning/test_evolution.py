@@ -8,7 +8,7 @@ import torch
 import retrodict as rd
 from retrodict.core.errors import InputError
 from retrodict.solvers.tuning import Cascade, candidates, compensate, compensated, race, search, teach, teacher
-from retrodict.solvers.tuning.search import decision
+from retrodict.solvers.tuning.evolution import decision
 from solvers.solver_cases import M8
 
 PATH = rd.VP("linear")
