@@ -1,4 +1,4 @@
-"""deepinv's posterior samplers on a Gaussian mixture seen through a matrix; the problem comes as JSON on standard input.
+"""deepinv's posterior samplers on a Gaussian mixture seen through a matrix; the problem is JSON on standard input.
 
 All see the exact denoiser.  Reverse-time SDEs run in units in which the data has variance one, which PiGDM takes for
 granted; DiffPIR in [0, 1], to which it clips.  Prints one line of JSON: for each sampler its samples ``x (n, d)``, its

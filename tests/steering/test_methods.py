@@ -202,7 +202,7 @@ def test_bad_input() -> None:
         rd.condition(denoiser, GOAL, method="pigmd")
     with pytest.raises(InputError, match=r"unknown option 'varience' of method 'pigdm'.*Did you mean 'variance'"):
         rd.condition(denoiser, GOAL, method="pigdm", varience=1.0)
-    with pytest.raises(InputTypeError, match="a goal is a Potential"):
+    with pytest.raises(InputTypeError, match="evidence about a denoiser is a Potential"):
         rd.condition(denoiser, [GOAL, 3])
     with pytest.raises(InputError, match="no goals"):
         rd.condition(denoiser, [])

@@ -63,15 +63,19 @@ def steer(denoiser: Denoiser, goals: Any, method: str = "auto", **options: Any) 
         method: a name of `methods`; options: the method's own.
 
     Raises:
-        InputError: an unknown method or option, a method for measurements on other goals, a goal that does not meet the
-            denoiser.
+        InputError: an unknown method or option, a method for measurements on other goals, a goal that does not meet
+            the denoiser.
+        InputTypeError: a goal that is no potential.
     """
     goals = list(goals) if isinstance(goals, Sequence) else [goals]
     if not goals:
         raise InputError("no goals: give a Potential or a list of them")
     for goal in goals:
         if not isinstance(goal, Potential):
-            raise InputTypeError(f"a goal is a Potential (a Measurement, a Reward, ...), got {type(goal).__name__}")
+            raise InputTypeError(
+                "evidence about a denoiser is a Potential (a Measurement, a Reward, ...), a list of them, or "
+                f"Guidance(scale); got {type(goal).__name__}"
+            )
     make = methods[method]
     known = {name: None for name in list(inspect.signature(make).parameters)[2:]}
     for name in options:
