@@ -95,7 +95,7 @@ def edit(
     with evaluating(denoiser), tqdm(total=total, disable=None if progress else True, desc="editing") as bar:
         made = [editor.run(x0, index, region, lambda: bar.update()) for index in chunks]
     delta = _in_user_units(denoiser, torch.cat([part for part, _ in made])).to(x)
-    used = torch.cat([m for _, m in made if m is not None]) if isinstance(region, float) else region
+    used = torch.cat([m for _, m in made if m is not None]).to(x) if isinstance(region, float) else region
     nfe, passes = editor.nfe // len(chunks), editor.passes // len(chunks)
     name = "edit-friendly" if method == "auto" else method
     return Edited(x + delta, x, delta, used, name, setting, tuple(levels.t.tolist()), nfe, passes)

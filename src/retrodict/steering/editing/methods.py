@@ -10,8 +10,9 @@ h-edit-explicit     w of the user's                               2 for w = 1, e
 flow                eta = 0, w = 1                                2
 ==================  ============================================  ==============================================
 
-``auto`` is "edit-friendly": on handwritten digits it is recognised as often as any for the fewest evaluations
-(`benchmarks/bench_editing.py`).
+``auto`` is "edit-friendly": on handwritten digits its edits are recognised as often as those of the others, within the
+interval of the measurement, for the fewest evaluations (`benchmarks/bench_editing.py`).  Where a part is held that
+the classes share only loosely, a stronger pull arrives more often: "turbo".
 """
 
 from __future__ import annotations
