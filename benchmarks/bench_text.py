@@ -224,7 +224,7 @@ def _picture(rows: list[dict[str, Any]]) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xlabel("steps")
         axis.set_title(title, fontsize=9)
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[1].legend(frameon=False, fontsize=6, loc=(0.02, 0.28), ncol=2)
     fig.tight_layout()
     fig.savefig(ASSETS / "discrete_remasking.png", dpi=130, metadata={"Software": None})
     plt.close(fig)
