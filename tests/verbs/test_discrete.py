@@ -57,6 +57,18 @@ def test_jump_processes_train_through_the_same_verbs(process):
     assert sum(tuple(v.tolist()) in known for v in x) > 25
 
 
+def test_masked_networks_are_told_the_time_on_request_alone():
+    """Without it answers are kept; with it every step asks."""
+    size = {"hidden": 16, "depth": 1, "heads": 2}
+    runs = {}
+    for time in (None, True):
+        options = size | ({} if time is None else {"time": True})
+        denoiser = rd.fit(rd.Masked(4), WORDS, steps=2, batch_size=3, network_options=options, **QUIET)
+        assert denoiser.timeless is (time is None)
+        runs[time] = rd.sample(denoiser, 1, steps=40, seed=0, **QUIET)
+    assert runs[True].passes == 40 and runs[None].passes <= 5  # four tokens, at most four changes and the start
+
+
 def test_counts_of_images_and_of_sequences(tmp_path):
     """A real network for images learns a mean, a token network a law; both are saved and loaded."""
     digits = rd.load_data("digits").x[:64]
