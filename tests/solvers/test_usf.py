@@ -19,6 +19,11 @@ PAIRS = [
     ({"orders": (3,), "kinds": ("noise",)}, "unipc", {"order": 3, "kind": "noise", "variant": "exact"}),
     ({"orders": (3,), "kinds": ("flow",)}, "adams", {"order": 3, "kind": "flow", "corrector": True}),
     ({"orders": (2,), "kinds": ("velocity",), "correctors": (False,)}, "velocity-ab", {"grid": "logsnr"}),
+    (
+        {"orders": (3,), "kinds": ("flow",), "taus": ("angle",)},
+        "adams",
+        {"order": 3, "kind": "flow", "tau": "angle", "corrector": True},
+    ),
     ({"ratios": (1.0, 1.0, 1.0)}, "unipc", {"variant": "exact"}),
 ]
 
@@ -97,6 +102,7 @@ def test_a_cascade_is_an_option_of_the_plan(tmp_path):
         ({"orders": ()}, "at least one entry"),
         ({"kinds": ("nose",)}, "noise"),
         ({"variants": ("bh3",)}, "bh"),
+        ({"taus": ("lambada",)}, "lambda"),
         ({"ratios": 1.2}, "list of numbers or a Cascade"),
         ({"ratios": {"coefficients": [1.0]}}, "shape"),
     ],

@@ -35,13 +35,11 @@ def test_the_race_finds_the_best_of_its_candidates(sets, finalists):
 
 
 def test_a_decision_makes_its_plan_again():
-    for entry in candidates(rd.VP("cosine"), 6)[::5]:
-        known = decision(entry.plan)
-        if known is not None and entry.plan.meta["options"].get("final", "auto") != "auto":
-            assert known.plan(entry.plan.process).equivalent(entry.plan, 1e-9)
-    plan = rd.plan("adams", PATH, nfe=6, grid="angle", kind="velocity", order=3, corrector=True)
-    made = decision(plan)
-    assert made is not None and made.plan(PATH).equivalent(plan, 1e-9)
+    for kind, tau in (("velocity", None), ("flow", "angle"), ("flow", None), ("noise", None)):
+        words = {"kind": kind, "tau": tau, "order": 3, "corrector": True, "final": False}
+        plan = rd.plan("adams", PATH, nfe=6, grid={"name": "flow", "shift": 0.7}, **words)
+        made = decision(plan)
+        assert made is not None and made.plan(PATH).equivalent(plan, 1e-9)
     assert decision(rd.plan("unipc", PATH, nfe=6)) is None
 
 

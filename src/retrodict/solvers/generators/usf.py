@@ -24,7 +24,7 @@ from retrodict.solvers.builder import Builder
 from retrodict.solvers.cascade import Cascade
 from retrodict.solvers.generators.multistep import VARIANTS, chosen, drops, singular, step_size, usable
 from retrodict.solvers.registry import alias, solver
-from retrodict.solvers.weights import INTERPOLATION, KINDS, lagrange
+from retrodict.solvers.weights import COORDINATES, INTERPOLATION, KINDS, lagrange
 
 
 def _order(options: Mapping[str, Any]) -> float:
@@ -47,6 +47,7 @@ def usf(
     kinds: Sequence[str] = ("data",),
     correctors: Sequence[bool] = (True,),
     variants: Sequence[str] = ("exact",),
+    taus: Sequence[str | None] = (None,),
     ratios: Any = (),
     final: Any = "auto",
 ) -> int:
@@ -54,14 +55,15 @@ def usf(
 
     Args:
         orders: nodes of each step's predictor, 1 to 6.
-        kinds: prediction types, "data", "noise", "flow" or "velocity", each interpolated in its own coordinate.
+        kinds: prediction types, "data", "noise", "flow" or "velocity".
+        taus: coordinates in which they are interpolated, as 'adams'; None is the kind's own.
         correctors: whether the evaluation at the end of a step corrects it.
         variants: weights of rows with two nodes, "exact", "bh1" or "bh2" (as 'unipc').
         ratios: of compensation, from the third evaluation on (Zhao et al. 2024); a shorter list leaves later outputs
             as they are.  Or a `Cascade`, which knows them for any number of steps.
         final: lower the order at the end (True, False, "auto").
     """
-    plan = _Choices(b, orders, kinds, correctors, variants, final)
+    plan = _Choices(b, orders, kinds, correctors, variants, taus, final)
     given = _ratios(ratios, b.n)
     stored: list[dict[int, float]] = []
     ks: list[int] = []
@@ -88,22 +90,31 @@ alias("dc-solver", "usf", kinds=("data",))
 class _Choices:
     """What step i uses, and its weights."""
 
-    def __init__(self, b: Builder, orders: Any, kinds: Any, correctors: Any, variants: Any, final: Any) -> None:
+    def __init__(
+        self, b: Builder, orders: Any, kinds: Any, correctors: Any, variants: Any, taus: Any, final: Any
+    ) -> None:
         for order in orders:
             require(isinstance(order, int) and 1 <= order <= 6, f"orders are integers from 1 to 6, got {order!r}")
         for kind in kinds:
             require(kind in KINDS, f"kinds are among {', '.join(KINDS)}; got {kind!r}.{near(str(kind), KINDS)}")
-        for name, values in (("orders", orders), ("kinds", kinds), ("correctors", correctors), ("variants", variants)):
+        for tau in taus:
+            require(
+                tau is None or tau in COORDINATES,
+                f"taus are among {', '.join(COORDINATES)}; got {tau!r}.{near(str(tau), COORDINATES)}",
+            )
+        given = {"orders": orders, "kinds": kinds, "correctors": correctors, "variants": variants, "taus": taus}
+        for name, values in given.items():
             require(len(values) > 0, f"{name} is a list of at least one entry")
         at = lambda values, i: values[min(i, len(values) - 1)]  # noqa: E731
         self.b = b
         self.kinds = [str(at(kinds, i)) for i in range(b.n)]
         self.rules = [chosen(VARIANTS, at(variants, i), "variants") for i in range(b.n)]
         self._redo = [bool(at(correctors, i)) for i in range(b.n)]
-        taus = [INTERPOLATION[kind] for kind in self.kinds]
-        drop = {tau: drops(b, final, tau) for tau in set(taus)}
-        self.taus = taus
-        self.sizes = [step_size(b, i, int(at(orders, i)), self.kinds[i], tau, drop[tau]) for i, tau in enumerate(taus)]
+        self.taus = [at(taus, i) or INTERPOLATION[kind] for i, kind in enumerate(self.kinds)]
+        drop = {tau: drops(b, final, tau) for tau in set(self.taus)}
+        self.sizes = [
+            step_size(b, i, int(at(orders, i)), self.kinds[i], tau, drop[tau]) for i, tau in enumerate(self.taus)
+        ]
 
     def regular(self, i: int) -> bool:
         """Whether step i can be written in its kind."""

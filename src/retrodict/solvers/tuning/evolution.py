@@ -27,8 +27,11 @@ from retrodict.solvers.build import plan as make_plan
 from retrodict.solvers.plan import Plan
 from retrodict.solvers.tuning.classical import Entry
 from retrodict.solvers.tuning.trajectories import Trajectories
+from retrodict.solvers.weights import INTERPOLATION
 
-KINDS, ORDERS = ("data", "noise", "flow", "velocity"), (1, 2, 3, 4)
+#: Prediction types, each with the coordinate that it is interpolated in.
+KINDS = ("data lambda", "noise lambda", "flow flow", "flow angle", "velocity angle")
+ORDERS = (1, 2, 3, 4)
 STAGES, PARENTS, FEW, FINALISTS = 4, 15, 64, 6
 #: Chances of crossing over and of a mutation of a field, and the spread of a mutated log gap.
 CROSS, MUTATE, SPREAD = 0.4, 0.15, 0.15
@@ -40,7 +43,7 @@ class Decision:
 
     Attributes:
         gaps: falls of the angle atan(sigma/alpha) from each time to the next, positive; they sum to the whole way.
-        kinds, orders, correctors: as the solver 'usf' takes them.
+        kinds: among `KINDS`; orders, correctors: as the solver 'usf' takes them.
     """
 
     gaps: tuple[float, ...]
@@ -60,7 +63,8 @@ class Decision:
         falls = np.cumsum(self.gaps) * whole / sum(self.gaps)
         lam = -np.log(np.tan(whole - falls[:-1]))
         times = [1.0, *path.time_at(torch.from_numpy(lam)).tolist(), 0.0]
-        words: dict[str, Any] = {"orders": self.orders, "kinds": self.kinds, "correctors": self.correctors}
+        kinds, taus = zip(*(kind.split() for kind in self.kinds))
+        words: dict[str, Any] = {"orders": self.orders, "kinds": kinds, "taus": taus, "correctors": self.correctors}
         return make_plan("usf", process, grid=times, final=False, **words)
 
 
@@ -72,9 +76,11 @@ def angle(path: GaussianPath, t: Any) -> torch.Tensor:
 def decision(plan: Plan) -> Decision | None:
     """The decision that a plan of the solver 'adams' amounts to; None for other solvers and other ends."""
     options = plan.meta.get("options", {})
-    if plan.meta.get("solver") != "adams" or options.get("tau") not in (None, "angle") or plan.meta.get("end"):
+    kind = options.get("kind", "data")
+    pair = f"{kind} {options.get('tau') or INTERPOLATION.get(kind)}"
+    if plan.meta.get("solver") != "adams" or pair not in KINDS or plan.meta.get("end") is not None:
         return None
-    K, kind = plan.nfe, options.get("kind", "data")
+    K = plan.nfe
     if len(plan.times) != K + 1:
         return None
     angles = angle(plan.process, torch.tensor(plan.times[:-1], dtype=torch.float64)).tolist()  # type: ignore[arg-type]
@@ -82,7 +88,7 @@ def decision(plan: Plan) -> Decision | None:
     if not (gaps > 0).all():
         return None
     order, corrector = int(options.get("order", 2)), bool(options.get("corrector", False))
-    return Decision(tuple(gaps.tolist()), (kind,) * K, (order,) * K, (corrector,) * K)
+    return Decision(tuple(gaps.tolist()), (pair,) * K, (order,) * K, (corrector,) * K)
 
 
 def search(
