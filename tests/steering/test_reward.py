@@ -57,15 +57,15 @@ def test_the_tilted_law_of_a_black_box_reward():
     runs = [rd.sample(goal, 3000, seed=s, **WORDS) for s in (0, 1)]
     assert runs[0].correction == "weighted"
     law = sum(binned(r.x[:, 0], torch.softmax(r.log_weights, 0)) for r in runs) / 2
-    assert tv(law, exact_bins()) < 0.12
-    assert sum(float(r.mean(wavy)) for r in runs) / 2 == pytest.approx(exact, abs=0.06)
+    assert tv(law, exact_bins()) < 0.08
+    assert sum(float(r.mean(wavy)) for r in runs) / 2 == pytest.approx(exact, abs=0.1)
     log_z = math.log(float((LAW.log_prob(x[:, None]) + STRENGTH * wavy(x[:, None])).exp().sum() * 1e-3))
     assert float(runs[0].log_evidence) == pytest.approx(log_z, abs=0.15)
 
 
 def test_a_population_beats_private_candidates_on_the_same_value_calls():
     """FK with 4,000 particles against 2,000 samples of 2 candidates, posterior-mean values: TV at most 0.6 times."""
-    goal = rd.condition(LAW.denoiser(PATH), rd.Reward(wavy, STRENGTH))
+    goal = rd.condition(LAW.denoiser(PATH), rd.Reward(wavy, STRENGTH, value="mean"))
     far = []
     for seed in (0, 1):
         together = rd.sample(goal, 4000, seed=seed, **WORDS)
@@ -114,7 +114,7 @@ def test_a_linear_reward_of_a_gaussian_moves_by_the_covariance_exactly():
     V = torch.tensor([[1.0, 0.6], [0.6, 0.8]], dtype=torch.float64)
     law = GaussianMixture([1.0], [[0.3, -0.2]], V[None])
     b = torch.tensor([0.8, -0.5], dtype=torch.float64)
-    goal = rd.condition(law.denoiser(rd.VP()), rd.Reward(lambda x: x @ b, gradient=True))
+    goal = rd.condition(law.denoiser(rd.VP()), rd.Reward(lambda x: x @ b, gradient=True, value="mean"))
     words = {"solver": "ddim", "eta": 1.0, "grid": "logsnr", **QUIET}
     bent = rd.sample(goal, 8000, steps=200, population=False, **words).x
     expected = torch.tensor([0.3, -0.2]).double() + V @ b
@@ -122,7 +122,7 @@ def test_a_linear_reward_of_a_gaussian_moves_by_the_covariance_exactly():
     quiet = rd.Population(threshold=0.0)
     spread = [rd.sample(goal, 500, steps=n, population=quiet, **words).log_weights.var() for n in (40, 160)]
     assert float(spread[1]) < 0.3 * float(spread[0]) < 0.3 * 0.05
-    blind = rd.condition(law.denoiser(rd.VP()), rd.Reward(lambda x: x @ b))
+    blind = rd.condition(law.denoiser(rd.VP()), rd.Reward(lambda x: x @ b, value="mean"))
     assert float(rd.sample(blind, 500, steps=160, population=quiet, **words).log_weights.var()) > 0.3
 
 
@@ -144,7 +144,7 @@ def test_drawn_values_are_the_mean_of_exponentials(gradient):
     h = torch.stack(values)
     truth = exact(x, torch.full((3,), t, dtype=torch.float64)).exp()
     assert bool(((h.mean(0) - truth).abs() < 4.5 * h.std(0) / 15).all())
-    plug = Reward(wavy, STRENGTH).at(Node(x, t, denoiser.belief(x, t), PATH, None)).log_h
+    plug = Reward(wavy, STRENGTH, value="mean").at(Node(x, t, denoiser.belief(x, t), PATH, None)).log_h
     assert float((plug - truth.log()).abs().max()) > 0.1
 
 
@@ -193,7 +193,7 @@ def test_private_candidates_of_a_reward_have_their_enumerated_law(process):
     """5,000 draws, 3 candidates, likeliest values: each cell within 4.8 errors of the law of one choice among three."""
     base = Atoms(BITS[:4], [0.4, 0.1, 0.2, 0.3]).denoiser(process)
     reward = lambda x: 1.2 * (x[:, 0] == 1).double() - 0.9 * (x[:, 1] == 1).double()  # noqa: E731
-    goal = rd.condition(base, rd.Reward(reward))
+    goal = rd.condition(base, rd.Reward(reward, value="mean"))
     goal.reward = goal.likelihood
     words = {"steps": 3, "grid": "uniform"}
     law = choice_law(rd.plan("step", process, **words), goal, start_of(process, 2), 3)
@@ -254,7 +254,7 @@ def test_a_regressed_value(loss):
     [
         (lambda: rd.Reward(wavy, -1.0), "at least 0"),
         (lambda: rd.Reward(wavy, math.nan), "at least 0"),
-        (lambda: rd.Reward(wavy, value="median"), "'mean', 'draws' or a network"),
+        (lambda: rd.Reward(wavy, value="median"), "'draws' or a network"),
         (lambda: rd.Reward(wavy, draws=0), "at least 1"),
         (lambda: rd.condition(Atoms(BITS).denoiser(rd.Masked(3)), rd.Reward(bits, gradient=True)), "leave it out"),
         (lambda: fit_value(LAW.denoiser(PATH), rd.Reward(wavy), torch.zeros(3, 2), steps=1), r"\(3, 2\)"),

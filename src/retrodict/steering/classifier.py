@@ -43,7 +43,7 @@ class Classifier(Potential):
         *,
         clean: bool = False,
         gradient: bool | None = None,
-        value: str = "mean",
+        value: str = "auto",
         draws: int = 8,
     ) -> None:
         require(callable(network), f"a classifier is a network that returns logits, got {type(network).__name__}")

@@ -10,6 +10,8 @@ value      log h_t(x)                             source
 "draws"    log (1/K) sum_k exp l(x0^k), x0^k      Monte Carlo; from below, exact as K grows
            drawn from the belief at x
 a network  its value at (x, t)                    regressed soft values ("SVDD-MC"): `retrodict.steering.fit_value`
+"auto"     draws where the belief can be drawn    measured on a mixture: the spread of a population's mean reward
+           from (tokens, oracles), else the mean  is a seventh of that with "mean"
 =========  =====================================  ===========================================================
 
 A population weighs by ``h_s/h_t`` and by exp l at the end, so that the answer is right for any of them; its variance is
@@ -47,8 +49,8 @@ class Reward(Potential):
         fn: ``x0 (batch, *shape) -> (batch,)`` in the user's units (integers for tokens and counts); ``-inf`` forbids.
         strength: factor on the reward, one over its temperature; at least 0.
         gradient: whether the reward moves the samples as well, by automatic differentiation of ``fn`` (real states).
-        value: "mean", "draws", or a network ``(x_t, t) -> (batch,)`` that gives log h itself, of states in the model's
-            units (module docstring).
+        value: "auto", "mean", "draws" (module docstring), or a network ``(x_t, t) -> (batch,)`` that gives log h itself,
+            of states in the model's units.
         draws: K; seed: of the draws, which are the same for every state of a batch and new at every evaluation.
 
     Raises:
@@ -61,7 +63,7 @@ class Reward(Potential):
         fn: Callable[[Tensor], Tensor],
         strength: float = 1.0,
         gradient: bool = False,
-        value: Any = "mean",
+        value: Any = "auto",
         draws: int = 8,
         *,
         seed: int = 0,
@@ -71,8 +73,8 @@ class Reward(Potential):
         good = isinstance(strength, (int, float)) and math.isfinite(strength) and strength >= 0
         require(good, f"strength is one over a temperature, at least 0; got {strength!r} (negate fn to make it small)")
         require(
-            value in ("mean", "draws") if isinstance(value, str) else callable(value),
-            f"value is 'mean', 'draws' or a network (x, t) -> (batch,), got {value!r}",
+            value in ("auto", "mean", "draws") if isinstance(value, str) else callable(value),
+            f"value is 'auto', 'mean', 'draws' or a network (x, t) -> (batch,), got {value!r}",
         )
         require(isinstance(draws, int) and draws >= 1, f"draws is an integer of at least 1, got {draws!r}")
         self.fn, self.strength, self.draws, self.seed = fn, float(strength), draws, seed
@@ -146,7 +148,9 @@ class Reward(Potential):
 
     def _clean(self, node: Node) -> tuple[Tensor, bool]:
         """Guesses at x0 ``(K, batch, *shape)`` in the user's units, detached; whether there are several."""
-        if self.value == "mean":
+        belief = node.belief
+        known = belief.draw is not None or belief.law is not None or belief.cov is not None
+        if self.value == "mean" or (self.value == "auto" and not known):
             return self._likeliest(node).unsqueeze(0), False
         noise = _Common(KeyedNoise(self.seed, 1, dtype=node.belief.mean.dtype, name=f"reward/{_key(node.t)}"), node)
         return torch.stack([node.user(self._drawn(node, noise)).detach() for _ in range(self.draws)]), True
