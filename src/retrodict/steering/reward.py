@@ -49,8 +49,8 @@ class Reward(Potential):
         fn: ``x0 (batch, *shape) -> (batch,)`` in the user's units (integers for tokens and counts); ``-inf`` forbids.
         strength: factor on the reward, one over its temperature; at least 0.
         gradient: whether the reward moves the samples as well, by automatic differentiation of ``fn`` (real states).
-        value: "auto", "mean", "draws" (module docstring), or a network ``(x_t, t) -> (batch,)`` that gives log h itself,
-            of states in the model's units.
+        value: "auto", "mean", "draws" (module docstring), or a network ``(x_t, t) -> (batch,)`` that gives log h
+            itself, of states in the model's units.
         draws: K; seed: of the draws, which are the same for every state of a batch and new at every evaluation.
 
     Raises:
