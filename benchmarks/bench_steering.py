@@ -159,7 +159,7 @@ def discrete(particles: int) -> list[dict[str, Any]]:
         ("uniform", uniform, {"steps": 64, **QUIET}),
     ):
         row: dict[str, Any] = {"study": "discrete", "law": f"{name}, black-box reward"}
-        row["heuristic"] = _tv(rd.sample(denoiser, particles, **words), target)
+        row["unsteered"] = _tv(rd.sample(denoiser, particles, **words), target)
         for value in ("mean", "draws"):
             goal = rd.condition(denoiser, rd.Reward(reward, 1.5, value=value))
             row["weighted" if value == "draws" else "weighted_mean"] = _tv(rd.sample(goal, particles, **words), target)
