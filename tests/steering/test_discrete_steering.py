@@ -263,6 +263,22 @@ def test_two_spins_cooled_and_rewarded(process):
     assert tv(heuristic, target) > 2 * tv(weighted, target) and tv(plain, target) > 0.1
 
 
+@pytest.mark.parametrize(
+    "words", [{"eta": 0.3}, {"options": {"corrections": 1, "correction": 0.2}}], ids=["eta", "corrections"]
+)
+def test_remasking_inside_a_rewarded_population_needs_no_weight(words):
+    """The potential's ratio alone: what the remasking plan samples, times exp l; 4 runs of 1,000 (floor .03)."""
+    base = Atoms(WORDS27, P27).denoiser(rd.Masked(3))
+    reward = lambda x: 1.5 * (x[:, 0] == 1).double() - (x[:, 1] == x[:, 2]).double()  # noqa: E731
+    options = words.get("options", {})
+    plan = rd.plan("step", base.process, steps=10, grid="uniform", eta=words.get("eta"), **options)
+    law = clean(law_of(plan, base, start_of(base.process, 3)), base.process, 3)
+    target = normal(law * reward(WORDS27).exp())
+    goal = rd.condition(base, rd.Reward(reward))
+    found = sum(shares(rd.sample(goal, 1000, plan=plan, seed=s, **QUIET), 3, 3) for s in range(4)) / 4
+    assert tv(found, target) < 0.05 and tv(law, target) > 0.2
+
+
 def test_moves_without_a_density_are_refused():
     product = annealed27(rd.Uniform(3))
     with pytest.raises(InputError, match="eta=0"):
