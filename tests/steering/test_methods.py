@@ -67,6 +67,15 @@ def test_draws_of_the_posterior_need_no_mixing() -> None:
     assert float(z.abs().max()) < 4
 
 
+def test_renoised_draws_have_the_law_of_their_level() -> None:
+    """Halfway the state is alpha x0 + sigma z with x0 from the posterior: variances within 4.5 standard errors."""
+    s, n = 0.6, 4000
+    plan = rd.plan(plans.DAPS, PROCESS, grid=[1.0, s], end=s)
+    x = rd.sample(POSTERIOR.denoiser(PROCESS), n, plan=plan, progress=False).x
+    known = POSTERIOR.covariance.diagonal() + float(PROCESS.sigma(s)) ** 2
+    assert float(((x.var(0) / known - 1) / (2 / n) ** 0.5).abs().max()) < 4.5
+
+
 def test_daps_depends_on_its_covariance() -> None:
     """The denoiser's own covariance is closer to the posterior than the isotropic one of the paper."""
     errors = [
