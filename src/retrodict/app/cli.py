@@ -247,6 +247,8 @@ def tune(
         Path, typer.Option("--out", "-o", help="The plan; figure, report and other plans beside it.")
     ] = Path("plan.json"),
     cache: Annotated[Path | None, typer.Option(help="Folder where the teacher's runs are kept.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Minibatches of the descent on free coefficients.")] = 96,
+    candidates: Annotated[int, typer.Option(min=1, help="Plans that the search may try.")] = 160,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -258,7 +260,7 @@ def tune(
 
     budgets = [*evaluations.split(","), *(more or [])]
     given = {"guidance": guidance, "trajectories": trajectories, "cache": cache, "seed": seed}
-    tune_folder(folder, budgets, out, given, condition or [], device)
+    tune_folder(folder, budgets, out, given, condition or [], device, {"steps": steps, "candidates": candidates})
 
 
 @command("retrodict report runs/digits")

@@ -19,6 +19,7 @@ from retrodict.app.report import Code, LineChart, Report, Section, Series, Table
 from retrodict.app.runs import open_run
 from retrodict.core.errors import InputError, require
 from retrodict.denoisers import Denoiser
+from retrodict.solvers.tuning import Effort
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +33,18 @@ def tune_folder(
     given: dict[str, Any],
     condition: Sequence[str],
     device: str,
+    effort: dict[str, int],
 ) -> None:
     """Tune plans for a run folder or a folder of diffusers, and write them with a figure and a report beside them.
 
     Args:
         out: the .json file of the plan; the others take its name.
-        given: what goes to `rd.tune` as it is.
+        given: what goes to `rd.tune` as it is; effort: fields of `Effort`.
     """
     require(out.suffix == ".json", f"--out {out}; accepted: a file that ends with .json")
     budgets = parse_numbers(evaluations, "--evaluations")
     denoiser, own = _open(folder, parse_device(device))
-    words: dict[str, Any] = {**given, **own}
+    words: dict[str, Any] = {**given, **own, "effort": Effort(**effort)}
     words |= parse_conditions(condition, denoiser.conditions, given["trajectories"])
     tuned = rd.tune(denoiser, budgets, **words)
     files = tuned.save(out)

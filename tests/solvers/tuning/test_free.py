@@ -7,7 +7,9 @@ import torch
 
 import retrodict as rd
 from retrodict.core.errors import InputError
+from retrodict.denoisers.diffusers.convention import read
 from retrodict.diagnostics import certificate
+from retrodict.solvers.plan import Eval
 from retrodict.solvers.runtime import compiled
 from retrodict.solvers.tuning import Free
 from retrodict.solvers.tuning.free import run
@@ -91,3 +93,29 @@ def test_gradients_agree_with_differences(process, save_memory):
 def test_plans_that_cannot_be_freed_are_refused(plan, message):
     with pytest.raises(InputError, match=message):
         Free(plan())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow_prediction", "edm"])
+def test_free_plans_run_in_pipelines(kind):
+    """Stepped from outside, with outputs of the network's own kind, from a start of the size that it asks for."""
+    diffusers = pytest.importorskip("diffusers")
+    like = diffusers.EDMEulerScheduler() if kind == "edm" else None
+    path = {"epsilon": rd.DDPM(), "flow_prediction": rd.RectifiedFlow()}[kind] if like is None else read(like).process
+    denoiser = M8.denoiser(path)
+    free = Free(rd.plan("unipc", path, nfe=5))
+    plan = free.to_plan(_random(free) - 0.05 * torch.tensor([n == "time" for n in free.names]), {"solver": "tuned"})
+    first = plan.code[0]
+    assert isinstance(first, Eval) and first.t < plan.times[0] == 1.0  # what is told there is not the start's time
+    stepper = plan.to_diffusers(like, prediction_type=None if like is not None else kind)
+    stepper.set_timesteps(5)
+    size = 1.0 if kind == "flow_prediction" else float((path.alpha(1.0) ** 2 + path.sigma(1.0) ** 2).sqrt())
+    assert stepper.init_noise_sigma == pytest.approx(size)
+    x = START * stepper.init_noise_sigma
+    wanted = compiled(plan)(lambda x, t: denoiser(x, t), x, {})
+    for node, t in zip(plan.code[::2], stepper.timesteps):
+        assert isinstance(node, Eval)
+        _, c_skip, c_out = stepper._coefficients(node)
+        x = stepper.step((denoiser(x, node.t) - c_skip * x) / c_out, t, x).prev_sample
+    torch.testing.assert_close(x, wanted, rtol=1e-9, atol=1e-9)
+    with pytest.raises(InputError, match="one length"):
+        stepper.set_timesteps(6)

@@ -159,7 +159,9 @@ class PlanStepper:
         self.num_inference_steps = plan.steps
         self.timesteps = self._told(nodes).to(device=device)
         self.sigmas = self._levels(plan, nodes)
-        self.init_noise_sigma = self.convention.start_std(nodes[0].alpha, nodes[0].sigma)
+        # the start's own level: a tuned plan may tell the network an earlier one
+        begin = plan.times[0]
+        self.init_noise_sigma = self.convention.start_std(float(self.path.alpha(begin)), float(self.path.sigma(begin)))
         self.order = wanted.evaluations_of_first_step(plan)
 
     def _told(self, nodes: Sequence[Eval]) -> Tensor:

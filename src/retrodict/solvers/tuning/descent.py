@@ -235,4 +235,4 @@ def scaled(effort: Effort, denoiser: Denoiser) -> Effort:
     """Networks by gradient; closed-form denoisers, whose evaluations cost next to nothing, by differences alone."""
     if effort.polish or any(True for _ in denoiser.parameters()):
         return effort
-    return replace(effort, steps=0, polish=30)
+    return replace(effort, steps=0, polish=40, polish_batch=4096)
