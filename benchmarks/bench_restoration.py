@@ -220,16 +220,17 @@ def figure(pictures: dict[str, list[Tensor]], path: Path) -> None:
     part = ["draw", "draw", "draw", "mean", "2 x spread"]
     columns = ["truth", "seen", *part, *part]
     shape = (len(pictures), len(columns))
-    chart, axes = plt.subplots(*shape, figsize=(0.85 * shape[1], 1.0 * shape[0] + 0.5), squeeze=False)
-    for axis_row, (task, images) in zip(axes, pictures.items()):
-        for axis, name, image in zip(axis_row, columns, images):
+    chart, axes = plt.subplots(*shape, figsize=(0.85 * shape[1], 0.8 * shape[0] + 0.4), squeeze=False)
+    for i, (task, images) in enumerate(pictures.items()):
+        for axis, name, image in zip(axes[i], columns, images):
             axis.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=RANGE)
             axis.set(xticks=[], yticks=[])
-            if axis_row is axes[0]:
+            if i == 0:
                 axis.set_title(name, fontsize=7)
-        axis_row[0].set_ylabel(task, fontsize=7)
-    chart.text(0.36, 0.97, "weighted populations", ha="center", fontsize=8)
-    chart.text(0.76, 0.97, "DAPS, without weights", ha="center", fontsize=8)
+        axes[i, 0].set_ylabel(task, fontsize=7)
+    chart.text(0.42, 0.96, "weighted populations", ha="center", fontsize=8)
+    chart.text(0.76, 0.96, "DAPS, without weights", ha="center", fontsize=8)
+    chart.subplots_adjust(hspace=0.05, wspace=0.1)
     chart.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(chart)
 
