@@ -74,8 +74,8 @@ class Interpolant(GaussianPath):
         scale: factor on gamma.
 
     >>> path = Interpolant("linear", "brownian", scale=0.5)
-    >>> [round(float(c(0.5)), 3) for c in (path.alpha, path.beta, path.sigma)]
-    [0.5, 0.5, 0.25]
+    >>> tuple(round(float(c(0.5)), 3) for c in (path.alpha, path.beta, path.sigma))
+    (0.5, 0.5, 0.25)
     """
 
     def __init__(self, kind: str = "linear", gamma: str | None = None, scale: float = 1.0) -> None:

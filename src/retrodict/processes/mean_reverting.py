@@ -43,8 +43,8 @@ class MeanReverting(GaussianPath):
         rate: how theta goes with time, "constant", "linear" or "cosine" (rising from zero, Nichol and Dhariwal's).
 
     >>> path = MeanReverting(std=0.2)
-    >>> [round(float(c(1.0)), 4) for c in (path.alpha, path.beta, path.sigma)]
-    [0.005, 0.995, 0.2]
+    >>> tuple(round(float(c(1.0)), 4) for c in (path.alpha, path.beta, path.sigma))
+    (0.005, 0.995, 0.2)
     """
 
     def __init__(self, mu: Any = None, std: float = 50 / 255, signal: float = 0.005, rate: str = "cosine") -> None:
