@@ -142,7 +142,8 @@ class Product(Denoiser):
             seen = x.detach().requires_grad_(True)
             belief = denoiser.belief(seen, t, **condition)
             if belief.cov is not None:
-                return replace(belief, mean=belief.mean.detach())
+                own = belief.covariance()
+                return replace(belief, mean=belief.mean.detach(), cov=Lin(own.value.detach(), own.kind, own.event))
             key = round(float(torch.as_tensor(t).max()) * 1e9)
             u = KeyedNoise(key, 1, device=x.device).uniform(tuple(x.shape[1:]))
             probe = torch.where(u < 0.5, -1.0, 1.0).to(belief.mean).expand_as(belief.mean)
