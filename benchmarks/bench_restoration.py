@@ -227,7 +227,7 @@ def figure(pictures: dict[str, list[Tensor]], path: Path) -> None:
             axis.set(xticks=[], yticks=[])
             if i == 0:
                 axis.set_title(name, fontsize=7)
-        axes[i, 0].set_ylabel(task, fontsize=7)
+        axes[i, 0].set_ylabel(task.replace(" ", "\n"), fontsize=7)
     chart.text(0.42, 0.96, "weighted populations", ha="center", fontsize=8)
     chart.text(0.76, 0.96, "DAPS, without weights", ha="center", fontsize=8)
     chart.subplots_adjust(hspace=0.05, wspace=0.1)
