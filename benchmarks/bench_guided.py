@@ -60,7 +60,7 @@ def run(method: str, x0: float, sd: float, particles: int, seed: int) -> tuple[f
     data = Observed([1.0], times=[1.0], noise=sd)
     begin = time.perf_counter()
     options = {"weight": "none"} if method == "bootstrap" else {"auxiliary": method}
-    found = conditioned_sde(model, data, start=[x0], steps=STEPS, **options).run(particles, seed)
+    found = conditioned_sde(model, data, start=[x0], steps=STEPS, **options).weigh(particles, seed)
     effective = float(ess(found.log_w))
     return time.perf_counter() - begin, effective, float(found.log_evidence)
 

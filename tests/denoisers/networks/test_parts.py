@@ -120,7 +120,7 @@ def test_an_entry_hears_its_neighbours_and_no_others():
     x = torch.randint(5, (1, 9))
     other = x.clone()
     other[0, 4] = (x[0, 4] + 1) % 5
-    for near, reach in ((0, [4]), (3, [3, 4, 5]), (5, [2, 3, 4, 5, 6]), (None, [2, 3, 4, 5, 6])):
+    for near, reach in ((0, [4]), (3, [3, 4, 5]), (5, [2, 3, 4, 5, 6]), (None, [3, 4, 5])):
         network = Transformer((9,), vocabulary=5, patch=1, hidden=16, heads=2, depth=2, time=False, near=near).double()
         torch.nn.init.normal_(network.leave.weight)
         moved = (network(x, None) - network(other, None)).abs().sum(-1)[0] > 1e-9

@@ -139,10 +139,10 @@ def test_steps_in_one_loop_are_the_steps_of_torch(
     for there in (True, False):
         monkeypatch.setattr(native, "installed", lambda there=there: there)
         found.append(condition(SDE(drift, 0.8), data, method, start=[-0.2], steps=9, particles=40))
-        assert (found[-1].guided.guidance.guide.coefficients is not None) and found[-1].run().x.shape == (1, 40, 1)
+        assert (found[-1].guided.guidance.guide.coefficients is not None) and found[-1].weigh().x.shape == (1, 40, 1)
     one, other = found
     torch.testing.assert_close(one.log_evidence, other.log_evidence, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(one.run().log_evidence, one.log_evidence, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.weigh().log_evidence, one.log_evidence, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(one.sample(20).x, other.sample(20).x, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(one.smooth(grid=True).mean, other.smooth(grid=True).mean, rtol=1e-11, atol=1e-11)
 

@@ -42,7 +42,7 @@ class Transformer(Network):
         dropout: share dropped after attention and in the feed-forward part, in [0, 1).
         position: False leaves out the (fixed, sinusoidal) positions; the network then commutes with any
             permutation of the patches.
-        near: odd number of neighbouring patches that a convolution adds to each at the entry, 0 for none; None is 5
+        near: odd number of neighbouring patches that a convolution adds to each at the entry, 0 for none; None is 3
             for tokens with positions, else 0.  A hidden token shows nothing of its own, and attention that still has
             to find the neighbours by their positions learns no more than frequencies for a long time.
     """
@@ -83,7 +83,7 @@ class Transformer(Network):
             f"patch={self.patch} does not divide the {self.shape[0]} tokens; accepted: a divisor, or 1",
         )
         self.grid = tuple(-(-n // self.patch) for n in self.space)
-        near = (5 if vocabulary is not None and position else 0) if near is None else near
+        near = (3 if vocabulary is not None and position else 0) if near is None else near
         whole = isinstance(near, int) and (near == 0 or (near > 0 and near % 2 == 1))
         require(whole and (near == 0 or len(self.grid) == 1), f"near={near!r}; accepted: an odd number, or 0 (images)")
         self.config |= {

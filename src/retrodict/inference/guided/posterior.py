@@ -85,7 +85,7 @@ class GuidedPosterior(Conditioned):
         run = self._smc(guided, particles, seed, "guided", lines)
         return Cloud(run, lines.ancestors, guided.stretches, guided.used)
 
-    def run(self, particles: int | None = None, seed: int | None = None) -> Run:
+    def weigh(self, particles: int | None = None, seed: int | None = None) -> Run:
         """A run that keeps no paths: particles at the last observation, their log-weights, the log evidence.
 
         What the evidence and filtering weights cost alone.

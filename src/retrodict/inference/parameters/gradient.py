@@ -118,7 +118,7 @@ class _Objective:
             self.note()
             bar.update()
 
-        options = {"maxiter": steps, "gtol": tolerance, "ftol": 1e-15, "maxfun": 20 * steps, "maxcor": 20}
+        options = {"maxiter": steps, "gtol": tolerance, "ftol": 1e-13, "maxfun": 20 * steps, "maxcor": 20}
         found = minimize(loss, self.space.start.numpy(), jac=True, method="L-BFGS-B", callback=each, options=options)
         bar.close()
         free = torch.from_numpy(found.x)
