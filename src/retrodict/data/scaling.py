@@ -81,6 +81,16 @@ class Scale(nn.Module):
         return f"shift={_brief(self.shift)}, scale={_brief(self.scale)}"
 
 
+def stretch(scale: Scale | None, v: Tensor) -> Tensor:
+    """A difference of samples from the model's units to the user's; None is the identity."""
+    return v if scale is None else v * scale.scale.to(v)
+
+
+def shrink(scale: Scale | None, v: Tensor) -> Tensor:
+    """A difference of samples from the user's units to the model's; None is the identity."""
+    return v if scale is None else v / scale.scale.to(v)
+
+
 SCALES: Registry[Callable[[Data], Scale]] = Registry("scale")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodict.core.errors import InputError
+from retrodict.core.errors import InputError, InputTypeError
 from retrodict.processes import Process, from_config
 
 FORMAT = 1
@@ -311,6 +311,14 @@ class Plan:
     def with_code(self, code: Iterable[Instruction]) -> Plan:
         """The same plan with other instructions (used by passes)."""
         return replace(self, code=tuple(code))
+
+
+def as_plan(value: Any, process: Process) -> Plan:
+    """A `Plan` from one, or from a file of one."""
+    plan = Plan.load(value, process) if isinstance(value, (str, Path)) else value
+    if not isinstance(plan, Plan):
+        raise InputTypeError(f"plan is a Plan or a file of one, got {type(value).__name__}")
+    return plan
 
 
 @dataclass(frozen=True)

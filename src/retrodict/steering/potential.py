@@ -15,7 +15,6 @@ All that a potential sees is in the user's units: states through the inverse of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError
 from retrodict.core.lin import Lin
-from retrodict.core.noise import Noise
+from retrodict.data.scaling import shrink, stretch
 from retrodict.kernels import Belief, Categorical
 from retrodict.processes import GaussianPath, Process
 
@@ -66,11 +65,11 @@ class Node:
 
     def stretch(self, v: Tensor) -> Tensor:
         """A difference of states from the model's units to the user's."""
-        return v if self._scale is None else v * self._scale.scale.to(v)
+        return stretch(self._scale, v)
 
     def shrink(self, v: Tensor) -> Tensor:
         """A difference of states from the user's units to the model's."""
-        return v if self._scale is None else v / self._scale.scale.to(v)
+        return shrink(self._scale, v)
 
     def covariance_times(self, v: Tensor, differentiable: bool = False) -> Tensor:
         """``C v`` with C = Cov(x0 | x_t), in the user's units ``(batch, *shape)``.
@@ -120,8 +119,8 @@ class Node:
         if self._scale is None or self._scale.is_identity:
             return cov
         s = self._scale.scale.to(self.x).expand(self.x.shape[1:]).flatten()
-        stretch = Lin.diagonal(s)
-        return stretch @ cov @ stretch
+        units = Lin.diagonal(s)
+        return units @ cov @ units
 
 
 def _coefficients(process: Process, t: float | Tensor, x: Tensor) -> tuple[Any, Any]:
@@ -140,14 +139,10 @@ class Tilt:
     Attributes:
         log_h: ``(batch,)`` float64.
         shift: of the posterior mean, ``C grad`` of log h, ``(batch, *shape)`` in the user's units; None for no drift.
-        law: for discrete states the law of each coordinate under the potential; None leaves it.
-        draw: ``noise -> x0``, a draw from the posterior given the potential as well, in the user's units.
     """
 
     log_h: Tensor
     shift: Tensor | None = None
-    law: Categorical | None = None
-    draw: Callable[[Noise], Tensor] | None = None
 
 
 class Potential:

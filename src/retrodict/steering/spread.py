@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrodict.data.scaling import stretch
 from retrodict.denoisers import Denoiser, Joint
 from retrodict.denoisers.wrapped import Wrapped
 
@@ -32,7 +33,7 @@ class Spread:
 
     def stretch(self, v: Tensor) -> Tensor:
         """A difference of states from the model's units to the user's."""
-        return v if self.scale is None else v * self.scale.scale.to(v)
+        return stretch(self.scale, v)
 
     @property
     def unit(self) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, NonFiniteError
+from retrodict.core.errors import NonFiniteError
 from retrodict.denoisers.denoiser import Denoiser, Step
 from retrodict.kernels import Belief
 from retrodict.solvers.auto import Choice
@@ -92,11 +92,6 @@ class Steered(Denoiser):
         shifts = [tilt.shift for tilt in tilts if tilt.shift is not None]
         if self.drift and shifts:
             out.base, out.mean = base.unsteered.detach(), mean + sum(node.shrink(s.detach()).to(mean) for s in shifts)
-        draws = [tilt.draw for tilt in tilts if tilt.draw is not None]
-        if draws:
-            if len(tilts) > 1:
-                raise InputError("draws given several potentials are not known; steer with one potential")
-            out.draw = lambda noise: draws[0](noise) if self.scale is None else self.scale(draws[0](noise))
         return out
 
     def likelihood(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from retrodict.processes import GaussianPath
 from retrodict.solvers import Plan, adjoint, continuous
 from retrodict.solvers import plan as make_plan
 from retrodict.solvers.grids import levels_at
+from retrodict.solvers.plan import as_plan
 from retrodict.solvers.weights import Levels
 from retrodict.steering import Steered
 from retrodict.verbs.conditions import over_samples
@@ -102,10 +103,7 @@ def _plan(
 ) -> Plan:
     """The given plan, or one made from the words; the flow of "continuous" ends above sigma = 0."""
     if plan is not None:
-        made = Plan.load(plan, denoiser.process) if isinstance(plan, (str, Path)) else plan
-        if not isinstance(made, Plan):
-            raise InputTypeError(f"plan is a Plan or a file of one, got {type(plan).__name__}")
-        return made
+        return as_plan(plan, denoiser.process)
     if words["steps"] is None and words["nfe"] is None and (words["grid"] is None or isinstance(words["grid"], str)):
         words["nfe"] = 20
     if mode == "continuous" and words["end"] is None:

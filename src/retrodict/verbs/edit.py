@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from retrodict.core.errors import InputError, InputTypeError, NonFiniteError, require
 from retrodict.core.noise import KeyedNoise
+from retrodict.data.scaling import stretch
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.processes import GaussianPath
 from retrodict.solvers.grids import Times, as_grid, make_levels
@@ -94,7 +95,7 @@ def edit(
     total = len(chunks) * (len(levels) - 1)
     with evaluating(denoiser), tqdm(total=total, disable=None if progress else True, desc="editing") as bar:
         made = [editor.run(x0, index, region, lambda: bar.update()) for index in chunks]
-    delta = _in_user_units(denoiser, torch.cat([part for part, _ in made])).to(x)
+    delta = stretch(denoiser.scale, torch.cat([part for part, _ in made])).to(x)
     used = torch.cat([m for _, m in made if m is not None]).to(x) if isinstance(region, float) else region
     nfe, passes = editor.nfe // len(chunks), editor.passes // len(chunks)
     name = "edit-friendly" if method == "auto" else method
@@ -252,7 +253,3 @@ def _batch_size(batch_size: int | None, n: int) -> int:
     if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     return batch_size or n
-
-
-def _in_user_units(denoiser: Denoiser, delta: Tensor) -> Tensor:
-    return delta if denoiser.scale is None else delta * denoiser.scale.scale.to(delta)

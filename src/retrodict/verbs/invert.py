@@ -21,6 +21,7 @@ from retrodict.solvers import Plan
 from retrodict.solvers import inversion as routes
 from retrodict.solvers import plan as make_plan
 from retrodict.solvers.inversion import Inversion, relative, run
+from retrodict.solvers.plan import as_plan
 from retrodict.verbs.sample import check_denoiser, evaluating
 
 METHODS = ("auto", "exact", "fixed-point", "encode")
@@ -98,10 +99,7 @@ def _plan(
 ) -> Plan:
     """The given plan, or one made from the words that ends above sigma = 0."""
     if plan is not None:
-        plan = Plan.load(plan, denoiser.process) if isinstance(plan, (str, Path)) else plan
-        if not isinstance(plan, Plan):
-            raise InputTypeError(f"plan is a Plan or a file of one, got {type(plan).__name__}")
-        return plan
+        return as_plan(plan, denoiser.process)
     smallest = float(getattr(denoiser.process, "t_min", 1e-3))
     budget = {"steps": steps, "nfe": 20 if steps is None and nfe is None else nfe}
     return make_plan(solver, denoiser.process, **budget, grid=grid, end=smallest if end is None else end, **options)

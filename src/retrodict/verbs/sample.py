@@ -28,6 +28,7 @@ from retrodict.solvers import plan as make_plan
 from retrodict.solvers.inversion import Inversion
 from retrodict.solvers.parallel import Parallel, ParallelRun
 from retrodict.solvers.parallel import run as run_parallel
+from retrodict.solvers.plan import as_plan
 from retrodict.steering import Steered
 from retrodict.verbs.samples import Samples, Trajectory
 
@@ -183,10 +184,7 @@ def _plan(
             raise InputError(
                 f"plan= fixes the solver and the grid; leave out {', '.join(given) or 'solver and options'}"
             )
-        plan = Plan.load(plan, process) if isinstance(plan, (str, Path)) else plan
-        if not isinstance(plan, Plan):
-            raise InputTypeError(f"plan is a Plan or a file of one, got {type(plan).__name__}")
-        return plan
+        return as_plan(plan, process)
     if words["steps"] is None and words["nfe"] is None and not _is_times(words["grid"]):
         words["steps" if process.state != "real" else "nfe"] = 64 if process.state != "real" else 20
     if solver == "auto":
