@@ -32,11 +32,11 @@ from typing import Any
 
 import matplotlib
 import torch
+from models import digits_model
 from peers.writing import content, write
 from torch import Tensor
 
 import retrodict as rd
-from retrodict.app.demo import RECIPE
 from retrodict.core.noise import KeyedNoise
 from retrodict.solvers import runtime
 
@@ -203,10 +203,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    trained = (given.folder / "model.safetensors").is_file()
-    denoiser = (
-        rd.load(given.folder) if trained else rd.fit(rd.VP("cosine"), "digits", out=given.folder, seed=0, **RECIPE)
-    )
+    denoiser = digits_model(given.folder)
     cells = study(Problem(denoiser))
     missed = verdicts(cells)
     table = []

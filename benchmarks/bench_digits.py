@@ -29,12 +29,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from models import digits_model
 from peers.writing import content, write
 from torch import Tensor
 
 import retrodict as rd
 from retrodict.app import measuring
-from retrodict.app.demo import GUIDANCE, RECIPE
+from retrodict.app.demo import GUIDANCE
 from retrodict.diagnostics.classifier import FeatureClassifier
 from retrodict.diagnostics.distances import Measure, mmd
 from retrodict.diagnostics.distances.gaussian import frechet_value
@@ -247,10 +248,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     begun = time.perf_counter()
-    trained = (given.folder / "model.safetensors").is_file()
-    denoiser = (
-        rd.load(given.folder) if trained else rd.fit(rd.VP("cosine"), "digits", out=given.folder, seed=0, **RECIPE)
-    )
+    denoiser = digits_model(given.folder)
     classifier = measuring.classifier_of(given.folder, rd.load_data("digits"))
     rows, measured, samples = study(denoiser, classifier, given.guidance, given.samples)
     table = [

@@ -25,12 +25,12 @@ from typing import Any
 
 import matplotlib
 import torch
+from models import digits_model
 from peers.writing import content, write
 from torch import Tensor
 
 import retrodict as rd
 from retrodict.app import measuring
-from retrodict.app.demo import RECIPE
 from retrodict.diagnostics.classifier import FeatureClassifier
 
 matplotlib.use("Agg")
@@ -175,10 +175,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     begun = time.perf_counter()
-    trained = (given.folder / "model.safetensors").is_file()
-    denoiser = (
-        rd.load(given.folder) if trained else rd.fit(rd.VP("cosine"), "digits", out=given.folder, seed=0, **RECIPE)
-    )
+    denoiser = digits_model(given.folder)
     classifier = measuring.classifier_of(given.folder, rd.load_data("digits"))
     digits = task(given.digits)
     drawn = rd.sample(denoiser, len(digits[0]), label=digits[2], nfe=20, seed=1, progress=False).x

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import digits_model
 from peers import Peer, Problem, all_peers
 from peers.figures import frontier_figure
 from peers.ours import GRIDS, GRIDS_FOR_NETWORKS, Ours, auto, named
@@ -38,7 +39,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import retrodict as rd
-from retrodict.app.demo import RECIPE
 from retrodict.denoisers import Denoiser, Guided
 
 HERE = Path(__file__).parent
@@ -139,7 +139,7 @@ def own_error(problem: Problem, starts: int = 32) -> float:
 
 
 def study_digits(folder: Path, starts: int) -> tuple[list[Row], dict[str, Any]]:
-    denoiser = model_in(folder)
+    denoiser = digits_model(folder)
     rows, record = [], {"starts": starts, "heats": HEATS, "guidance": {}}
     survivors: dict[int, set[str]] = {}
     for guidance in GUIDANCES:
@@ -164,13 +164,6 @@ def study_digits(folder: Path, starts: int) -> tuple[list[Row], dict[str, Any]]:
             remember(part, peers, ours, theirs, nfe)
             report(row)
     return rows, record
-
-
-def model_in(folder: Path) -> Denoiser:
-    """The demonstration's model, trained by its recipe if the folder does not hold one."""
-    if (folder / "model.safetensors").is_file():
-        return rd.load(folder)
-    return rd.fit(rd.VP("cosine"), "digits", out=folder, seed=0, **RECIPE)
 
 
 # -- comparing ------------------------------------------------------------------------------------------------------

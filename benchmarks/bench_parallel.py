@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from studies import digits_model, finish, parse
+from models import digits_model
+from studies import finish, parse
 
 import retrodict as rd
 from retrodict.exact import GaussianMixture

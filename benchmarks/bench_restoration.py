@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from studies import BLUR, digits_law, digits_model, finish, parse
+from models import digits_model
+from studies import BLUR, digits_law, finish, parse
 from torch import Tensor
 from torch.nn import functional
 

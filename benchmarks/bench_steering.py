@@ -16,6 +16,7 @@ from typing import Any
 
 import studies
 import torch
+from models import digits_model
 from torch import Tensor
 
 import retrodict as rd
@@ -178,7 +179,7 @@ def mirrored(x: Tensor) -> Tensor:
 
 def digits(n: int, steps: int) -> list[dict[str, Any]]:
     """Mean reward of n digits at K network passes a step each: private candidates, and the best of K."""
-    denoiser = studies.digits_model()
+    denoiser = digits_model()
     words: dict[str, Any] = {"solver": "ddim", "eta": 1.0, "steps": steps, **QUIET}
     rows = []
     for k in (4, 8):

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from studies import digits_model, finish, parse
+from models import digits_model
+from studies import finish, parse
 from torch import Tensor
 
 import retrodict as rd

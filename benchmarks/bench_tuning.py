@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_frontier import MEANS, STDS, WEIGHTS, model_in
+from bench_frontier import MEANS, STDS, WEIGHTS
+from models import digits_model
 from peers import Problem
 from peers.diffusers_schedulers import diffusers_peers
 from peers.ours import GRIDS, named
@@ -85,7 +86,7 @@ def cases(folder: Path) -> Iterator[Case]:
         (0.1 + 0.4 * torch.rand(10, 64, dtype=torch.float64, generator=pick)) ** 2,
     )
     yield Case("64 dimensions", wide.denoiser(rd.VP("cosine")), (64,), {}, 1.0, 160)
-    denoiser = model_in(folder)
+    denoiser = digits_model(folder)
     for guidance in (1.0, 3.0, 7.5):
         model = denoiser if guidance == 1.0 else Guided(denoiser, guidance)
         label = {"label": torch.arange(10)}

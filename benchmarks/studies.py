@@ -1,4 +1,4 @@
-"""What the smaller studies share: the digits model and its oracle, bars, and how results are written down."""
+"""What the smaller studies share: the law of the digits, bars, and how results are written down."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from typing import Any
 import torch
 
 import retrodict as rd
-from retrodict.app.demo import RECIPE
 from retrodict.exact import GaussianMixture
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BLUR = 0.15
-
-
-def digits_model(folder: str | Path = "runs/demo") -> rd.Denoiser:
-    """The network that the demonstration trains; trained first if its folder does not exist."""
-    if (Path(folder) / "model.safetensors").is_file():
-        return rd.load(folder)
-    return rd.fit(rd.VP("cosine"), "digits", out=folder, seed=0, **RECIPE)
 
 
 def digits_law(dtype: torch.dtype = torch.float64) -> GaussianMixture:
