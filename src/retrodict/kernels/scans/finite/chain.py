@@ -70,7 +70,8 @@ class FiniteChain:
         top = self.log_g.detach().amax(-1)
         # a node that rules out every state keeps its zeros; whoever meets them names it
         top = torch.where(top.isinf(), torch.zeros_like(top), top)
-        return (self.log_g - top.unsqueeze(-1)).exp(), top
+        below = self.log_g - top.unsqueeze(-1)
+        return below.exp() if below.requires_grad else below.exp_(), top
 
 
 @dataclass(frozen=True)

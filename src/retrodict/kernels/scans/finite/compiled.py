@@ -12,31 +12,18 @@ from retrodict.kernels.scans.finite.chain import FiniteChain
 from retrodict.kernels.scans.native import array, compiled, each
 
 _UNROLLED = 8  # chains of up to this many states get loops of their own
-KERNELS = ("scale", "forward_one", "backward_one", "viterbi_one", "draw_one")
+KERNELS = ("forward_one", "backward_one", "smooth_one", "viterbi_one", "draw_one")
 
 
-def scale(log_g, k, K, g):  # type: ignore[no-untyped-def]
-    """``g <- exp(log_g[k] - top)``; returns the largest entry, top, or 0 where every state is ruled out."""
-    top = -math.inf
-    for j in range(K):
-        top = max(top, log_g[k, j])
-    if math.isinf(top):
-        top = 0.0
-    for j in range(K):
-        g[j] = math.exp(log_g[k, j] - top)
-    return top
-
-
-def forward_one(dims, p0, P, log_g, alpha, total):  # type: ignore[no-untyped-def]
-    """Filtered probabilities, where ``alpha`` has room for them, and the log evidence in ``total[0]``.
+def forward_one(dims, p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
+    """Filtered probabilities, where ``alpha`` has room for them, and the log of their divisors in ``total[0]``.
 
     Indices instead of views, which numba counts references of; one log for many divisors.
     """
-    nodes, K = log_g.shape[0], len(dims) if len(dims) > 0 else log_g.shape[1]
+    nodes, K = g.shape[0], len(dims) if len(dims) > 0 else g.shape[1]
     last, logs, product = P.shape[0] - 1, 0.0, 1.0
-    g, now, new = np.empty(K), np.empty(K), np.empty(K)
+    now, new = np.empty(K), np.empty(K)
     for k in range(nodes):
-        logs += scale(log_g, k, K, g)
         if k:
             t = min(k - 1, last)
             for j in range(K):
@@ -50,7 +37,7 @@ def forward_one(dims, p0, P, log_g, alpha, total):  # type: ignore[no-untyped-de
                 new[j] = p0[j]
         s = 0.0
         for j in range(K):
-            new[j] *= g[j]
+            new[j] *= g[k, j]
             s += new[j]
         if not s > 0.0:
             logs = -math.inf
@@ -68,30 +55,60 @@ def forward_one(dims, p0, P, log_g, alpha, total):  # type: ignore[no-untyped-de
     total[0] = logs + math.log(product)
 
 
-def backward_one(dims, P, log_g, beta, logs):  # type: ignore[no-untyped-def]
+def backward_one(dims, P, g, top, beta, logs):  # type: ignore[no-untyped-def]
     """Backward messages with largest entry one, and the logs of their factors; P holds transposed matrices."""
-    nodes, K = log_g.shape[0], len(dims) if len(dims) > 0 else log_g.shape[1]
+    nodes, K = g.shape[0], len(dims) if len(dims) > 0 else g.shape[1]
     last = P.shape[0] - 1
-    g, new = np.empty(K), np.empty(K)
+    new = np.empty(K)
     for j in range(K):
         beta[nodes - 1, j] = 1.0
     logs[nodes - 1] = 0.0
     for k in range(nodes - 1, 0, -1):
         t = min(k - 1, last)
-        top = scale(log_g, k, K, g)
         for i in range(K):
             new[i] = 0.0
         for j in range(K):
-            x = beta[k, j] * g[j]
+            x = beta[k, j] * g[k, j]
             for i in range(K):
                 new[i] += x * P[t, j, i]
         most = 0.0
         for i in range(K):
             most = max(most, new[i])
-        logs[k - 1] = logs[k] + top + (math.log(most) if most > 0.0 else -math.inf)
+        logs[k - 1] = logs[k] + top[k] + (math.log(most) if most > 0.0 else -math.inf)
         most = 1.0 / most
         for i in range(K):
             beta[k - 1, i] = new[i] * most
+
+
+def smooth_one(dims, p0, P, turned, g, found, total):  # type: ignore[no-untyped-def]
+    """Smoothed probabilities: filtered ones, on the way back times messages whose scale makes the product sum to one.
+
+    ``turned`` holds the transposed matrices.  ``total`` gets the log of the divisors and the smallest sum met.
+    """
+    forward_one(dims, p0, P, g, found, total)
+    nodes, K = g.shape[0], len(dims) if len(dims) > 0 else g.shape[1]
+    last, least = P.shape[0] - 1, 1.0
+    beta, new, both = np.ones(K), np.empty(K), np.empty(K)
+    for k in range(nodes - 2, -1, -1):
+        t = min(k, last)
+        for i in range(K):
+            new[i] = 0.0
+        for j in range(K):
+            x = beta[j] * g[k + 1, j]
+            for i in range(K):
+                new[i] += x * turned[t, j, i]
+        s = 0.0
+        for i in range(K):
+            both[i] = found[k, i] * new[i]
+            s += both[i]
+        if not s >= least:  # NaN too
+            least = s
+        s = 1.0 / s
+        for i in range(K):
+            beta[i] = new[i] * s
+        for i in range(K):
+            found[k, i] = both[i] * s
+    total[1] = least
 
 
 def viterbi_one(dims, log_p0, log_P, log_g, path, log_prob):  # type: ignore[no-untyped-def]
@@ -150,6 +167,13 @@ def _ready(chain: FiniteChain) -> list[tuple[int, ...]]:
     return [(0,) * chain.states if chain.states <= _UNROLLED else ()]
 
 
+def _scaled(chain: FiniteChain) -> tuple[np.ndarray, np.ndarray]:
+    """Potentials and their logs of largest values: torch takes exponentials several at once, a loop one by one."""
+    with torch.no_grad():
+        g, top = chain.scaled()
+    return array(g), array(top)
+
+
 def forward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """Filtered probabilities ``(S, n+1, K)`` and the log evidence ``(S,)``."""
     return _forward(chain, np.empty(chain.log_g.shape))
@@ -161,18 +185,26 @@ def evidence(chain: FiniteChain) -> Tensor:
 
 
 def _forward(chain: FiniteChain, alpha: np.ndarray) -> tuple[Tensor, Tensor]:
-    dims, log_g = _ready(chain), array(chain.log_g)
-    total = np.empty((len(log_g), 1))
-    each(forward_one, len(log_g), dims, array(chain.p0), array(chain.P), log_g, alpha, total)
-    return torch.from_numpy(alpha), torch.from_numpy(total[:, 0])
+    dims, (g, top) = _ready(chain), _scaled(chain)
+    total = np.empty((len(g), 1))
+    each(forward_one, len(g), dims, array(chain.p0), array(chain.P), g, alpha, total)
+    return torch.from_numpy(alpha), torch.from_numpy(total[:, 0] + top.sum(1))
 
 
 def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """``beta (S, n+1, K)`` with largest entry one, and ``scale (S, n+1)``."""
-    dims, log_g = _ready(chain), array(chain.log_g)
-    beta, logs = np.empty_like(log_g), np.empty(log_g.shape[:2])
-    each(backward_one, len(log_g), dims, array(chain.P.mT), log_g, beta, logs)
+    dims, (g, top) = _ready(chain), _scaled(chain)
+    beta, logs = np.empty_like(g), np.empty_like(top)
+    each(backward_one, len(g), dims, array(chain.P.mT), g, top, beta, logs)
     return torch.from_numpy(beta), torch.from_numpy(logs)
+
+
+def smooth(chain: FiniteChain) -> tuple[Tensor, Tensor, Tensor]:
+    """Smoothed probabilities ``(S, n+1, K)``, log evidence ``(S,)``, smallest sum before normalisation ``(S,)``."""
+    dims, (g, top) = _ready(chain), _scaled(chain)
+    found, total = np.empty_like(g), np.empty((len(g), 2))
+    each(smooth_one, len(g), dims, array(chain.p0), array(chain.P), array(chain.P.mT), g, found, total)
+    return torch.from_numpy(found), torch.from_numpy(total[:, 0] + top.sum(1)), torch.from_numpy(total[:, 1])
 
 
 def viterbi(chain: FiniteChain) -> tuple[Tensor, Tensor]:

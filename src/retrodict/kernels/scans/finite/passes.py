@@ -119,6 +119,13 @@ class Scaled(Route):
         return total
 
     def smooth(self, chain: FiniteChain, pairs: str | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        together = getattr(self.recursion, "smooth", None)
+        if together is not None and pairs is None and not bool((chain.P == 0).any()):
+            found, total, least = together(chain)
+            _possible(chain, total)
+            if not bool((least > _TINY).all()):
+                raise Underflow
+            return found, total, None
         alpha, total = self._forward(chain)
         beta, _ = self._backward(chain)
         joint = None
