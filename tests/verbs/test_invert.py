@@ -38,6 +38,15 @@ def test_labels_and_guidance(denoiser):
     assert float((other.x - DATA).abs().max()) > 0.1
 
 
+def test_one_label_stands_for_all_and_must_exist(denoiser):
+    one, each = (rd.invert(denoiser, DATA, label=label).states for label in (1, torch.ones(8, dtype=torch.long)))
+    assert torch.equal(one, each)
+    with pytest.raises(InputError, match="label"):
+        rd.invert(denoiser, DATA, label=2)
+    with pytest.raises(InputError, match="3 values of 'label' for 8 data"):
+        rd.invert(denoiser, DATA, label=[0, 1, 0])
+
+
 def test_images_of_a_rugged_model():
     """Handwritten digits, each blurred by .15: nearly discrete data, in both precisions; DDIM's encoding misses them,
     and so does the first state of the pair alone."""

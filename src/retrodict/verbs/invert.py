@@ -22,6 +22,7 @@ from retrodict.solvers import inversion as routes
 from retrodict.solvers import plan as make_plan
 from retrodict.solvers.inversion import Inversion, relative, run
 from retrodict.solvers.plan import as_plan
+from retrodict.verbs.conditions import over_samples
 from retrodict.verbs.sample import check_denoiser, evaluating
 
 METHODS = ("auto", "exact", "fixed-point", "encode")
@@ -76,14 +77,15 @@ def invert(
         denoiser.shape is None or tuple(x.shape[1:]) == tuple(denoiser.shape),
         f"x has shape {tuple(x.shape)}; samples of this denoiser are (n, {', '.join(map(str, denoiser.shape or ()))})",
     )
+    words = {key: over_samples(denoiser, key, value, len(x), "invert") for key, value in condition.items()}
     if guidance != 1.0:
         denoiser = Guided(denoiser, guidance)
     plan = _plan(denoiser, plan, solver, steps, nfe, grid, end, options or {})
     with evaluating(denoiser):
         state = (x if denoiser.scale is None else denoiser.scale(x)).to(denoiser.device, denoiser.dtype)
-        found = _invert(plan, denoiser, state, condition, method, iterations)
+        found = _invert(plan, denoiser, state, words, method, iterations)
         if check:
-            found.errors = _errors(found, plan, denoiser, state, condition)
+            found.errors = _errors(found, plan, denoiser, state, words)
     return found
 
 
