@@ -1,30 +1,29 @@
-"""What tuning buys: errors of tuned plans beside the best untuned ones, ours and diffusers', at 4 to 10 evaluations.
+"""What tuning buys: errors of tuned plans beside the best untuned ones, ours and diffusers', at 3 to 20 evaluations.
 
-Problems: the digits model of the demonstration at guidance 1, 3 and 7.5; the mixture of `bench_frontier`; the mixture
-of three components of the solver tests under VP with linear betas; one of ten in 64 dimensions.  For each budget
-`tune_budget` learns from one set of trajectories, chooses on a second, and everything here is told on a third.
+Problems: the digits model of the demonstration, and shapes of 32 by 32 in colour by class, both at guidance 1, 3 and
+7.5; the mixture of `bench_frontier`; the mixture of three components of the solver tests under VP with linear betas;
+one of ten in 64 dimensions.  For each budget `tune_budget` learns from one set of trajectories, chooses on a second,
+and everything here is told on a third.  At one budget each method is told on its own too.
 
 Bars, on that third set:
 
-- digits: the tuned plan of 5 evaluations is within the error of the best untuned diffusers sampler, on its best grid,
-  at 7 (8 is told beside it);
+- networks: the tuned plan of 5 evaluations is within the error of the best untuned diffusers sampler, on its best
+  grid, at 7 (8 is told beside it);
 - both plane mixtures: the tuned plan of 6 evaluations has at most a quarter of the error of the best classical plan of
   6, ours or theirs;
 - digits: a budget takes under three minutes.
 
-    python benchmarks/bench_tuning.py [runs/demo] [--only NAME ...] [--evaluations 4 5 6 8 10] [--trajectories 1024]
+    python benchmarks/bench_tuning.py [--only NAME ...] [--trajectories 1024]
 
-Prints a table and writes ``benchmarks/results/tuning.json``, ``.md`` and ``docs/assets/tuning.svg``; exit status 1 if a
-bar is missed.
+Prints a table and writes ``benchmarks/results/tuning.json``, ``.md`` and ``docs/assets/tuning.svg``; with ``--only``
+the rows of the other problems stay.  Exit status 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 
 import torch
 from bench_frontier import MEANS, STDS, WEIGHTS
-from models import digits_model
+from models import digits_model, shapes_model
 from peers import Problem
 from peers.diffusers_schedulers import diffusers_peers
 from peers.ours import GRIDS, named
@@ -43,13 +42,15 @@ from torch import Tensor
 import retrodict as rd
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.exact import GaussianMixture
-from retrodict.solvers.tuning import Effort, Sets, Trajectories, teach, teacher, tune_budget
+from retrodict.solvers import tuning
+from retrodict.solvers.tuning import METHODS, Effort, Sets, Trajectories, candidates, teach, teacher, tune_budget
 
 HERE = Path(__file__).parent
-BUDGETS = (4, 5, 6, 8, 10)
+BUDGETS, UNTUNED = (4, 5, 6, 8, 10), (3, 15, 20)
 TUNED_AT, BAR_AT, AIM_AT = 5, 7, 8
 MIXTURE_AT, MIXTURE_BAR, SECONDS_BAR = 6, 0.25, 180.0
 HEATS = ((16, 40), (64, 6))
+SHAPES_BUDGETS = (5, 8)
 CLOSED = 4  # times as many trajectories where evaluations cost next to nothing: rare starts dominate the error
 
 Row = dict[str, Any]
@@ -57,7 +58,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A problem: its denoiser, conditions in turn, guidance, and the teacher's evaluations."""
+    """A problem: its denoiser, conditions in turn, guidance, the teacher's evaluations, budgets that are tuned, and
+    whether a budget may take three minutes at most."""
 
     name: str
     denoiser: Denoiser
@@ -65,6 +67,8 @@ class Case:
     condition: dict[str, Tensor]
     guidance: float
     teacher: int
+    budgets: tuple[int, ...] = BUDGETS
+    timed: bool = False
 
     @property
     def network(self) -> bool:
@@ -72,8 +76,8 @@ class Case:
         return any(True for _ in self.denoiser.parameters())
 
 
-def cases(folder: Path) -> Iterator[Case]:
-    """Every problem, made when its turn comes."""
+def cases() -> Iterator[Case]:
+    """Every problem."""
     plane = GaussianMixture(WEIGHTS, MEANS, [s**2 for s in STDS])
     yield Case("frontier", plane.denoiser(rd.DDPM()), (2,), {}, 1.0, 160)
     means, stds = [[0.5884, -0.3353], [-0.4793, -1.8076], [1.5667, -0.9498]], (0.4963, 0.6136, 0.9542)
@@ -86,11 +90,13 @@ def cases(folder: Path) -> Iterator[Case]:
         (0.1 + 0.4 * torch.rand(10, 64, dtype=torch.float64, generator=pick)) ** 2,
     )
     yield Case("64 dimensions", wide.denoiser(rd.VP("cosine")), (64,), {}, 1.0, 160)
-    denoiser = digits_model(folder)
-    for guidance in (1.0, 3.0, 7.5):
-        model = denoiser if guidance == 1.0 else Guided(denoiser, guidance)
-        label = {"label": torch.arange(10)}
-        yield Case(f"digits, guidance {guidance:g}", model.eval(), tuple(denoiser.shape or ()), label, guidance, 60)
+    for name, trained, budgets in (("digits", digits_model, BUDGETS), ("shapes", shapes_model, SHAPES_BUDGETS)):
+        denoiser = trained()
+        label = {"label": torch.arange(denoiser.conditions["label"])}
+        for scale in (1.0, 3.0, 7.5):
+            model = (denoiser if scale == 1.0 else Guided(denoiser, scale)).eval()
+            shape = tuple(denoiser.shape or ())
+            yield Case(f"{name}, guidance {scale:g}", model, shape, label, scale, 60, budgets, name == "digits")
 
 
 def sets_of(case: Case, n: int) -> Sets:
@@ -114,86 +120,108 @@ def problem_of(case: Case, test: Trajectories) -> Problem:
     return Problem(path, denoise, test.start.double() / scale, test.end.double())  # type: ignore[arg-type]
 
 
-def study(case: Case, budgets: list[int], trajectories: int) -> tuple[list[Row], Row]:
+def study(case: Case, trajectories: int) -> tuple[list[Row], Row]:
     """Rows of every budget, and how the bars of the problem stand."""
     sets = sets_of(case, trajectories)
     problem = problem_of(case, sets.test)
     theirs: list[Any] = [p for p in diffusers_peers(problem) if not p.tuned]
     heats = HEATS if case.network else ()
     rows = []
-    for nfe in budgets:
-        found = tune_budget(case.denoiser, nfe, sets, guidance=case.guidance, effort=Effort())
+    for nfe in sorted({*case.budgets, *UNTUNED}):
+        row = tuned(case, nfe, sets) if nfe in case.budgets else untuned(case, nfe, sets)
         rival = race(theirs, problem, nfe, heats)[0][0]
-        row = {"problem": case.name, **found.row(), "tried": found.tried, "diffusers": rival.rms}
-        rows.append(row | {"diffusers_name": rival.runner.name})
-        print(
-            f"{case.name:22} {nfe:2}  {found.start_name} {found.before:.4g} -> {found.method} {found.after:.4g}  "
-            f"diffusers {rival.rms:.4g}  {found.seconds:.0f} s" + ("  MORE TRAJECTORIES" if found.wants_more else ""),
-            flush=True,
-        )
+        rows.append({"problem": case.name, **row, "diffusers": rival.rms, "diffusers_name": rival.runner.name})
+        print(json.dumps(rows[-1]), flush=True)
     at = {row["evaluations"]: row for row in rows}
-    return rows, digits_bar(case, at, theirs, problem) if case.network else mixture_bar(case, at, theirs, problem)
+    return rows, network_bar(case, at, theirs, problem) if case.network else mixture_bar(case, at, theirs, problem)
 
 
-def digits_bar(case: Case, at: dict[int, Row], theirs: list[Any], problem: Problem) -> Row:
+def tuned(case: Case, nfe: int, sets: Sets) -> Row:
+    """All methods together, and at one budget each alone."""
+    found = tune_budget(case.denoiser, nfe, sets, guidance=case.guidance, effort=Effort())
+    alone = {}
+    if nfe == (TUNED_AT if case.network else MIXTURE_AT):
+        for method in METHODS:
+            words = {"guidance": case.guidance, "effort": Effort(), "methods": [method]}
+            alone[method] = tune_budget(case.denoiser, nfe, sets, **words).after
+    return {**found.row(), "tried": found.tried, "alone": alone}
+
+
+def untuned(case: Case, nfe: int, sets: Sets) -> Row:
+    """The winner of the race of untuned plans, told on the third set."""
+    first = tuning.race(candidates(case.denoiser.process, nfe, case.guidance), case.denoiser, sets.valid)[0]
+    return {"evaluations": nfe, "start": first.name, "before": sets.test.error(case.denoiser, first.plan)}
+
+
+def network_bar(case: Case, at: dict[int, Row], theirs: list[Any], problem: Problem) -> Row:
     """The tuned plan of 5 evaluations against diffusers at 7 and 8, and the time of a budget."""
     needed, aim = (race(theirs, problem, nfe, HEATS)[0][0] for nfe in (BAR_AT, AIM_AT))
-    slowest = max(row["seconds"] for row in at.values())
-    verdict: Row = {"problem": case.name, "slowest": slowest, "in_time": slowest <= SECONDS_BAR}
+    slowest = max(row.get("seconds", 0.0) for row in at.values())
+    verdict: Row = {"problem": case.name, "slowest": slowest, "timed": case.timed}
     verdict |= {"bar": needed.rms, "bar_name": needed.runner.name, "aim": aim.rms, "aim_name": aim.runner.name}
-    tuned = at.get(TUNED_AT, {}).get("after", math.nan)
-    return verdict | {
-        "tuned": tuned,
-        "holds": tuned <= needed.rms and slowest <= SECONDS_BAR,
-        "aimed": tuned <= aim.rms,
-    }
+    after = at[TUNED_AT]["after"]
+    in_time = slowest <= SECONDS_BAR or not case.timed
+    return verdict | {"tuned": after, "holds": after <= needed.rms and in_time, "aimed": after <= aim.rms}
 
 
 def mixture_bar(case: Case, at: dict[int, Row], theirs: list[Any], problem: Problem) -> Row:
     """The tuned plan of 6 evaluations against everything classical of 6, each judged on the third set itself."""
     entrants: list[Any] = [*named(GRIDS), *theirs]
     best = race(entrants, problem, MIXTURE_AT)[0][0]
-    tuned = at.get(MIXTURE_AT, {}).get("after", math.nan)
+    after = at[MIXTURE_AT]["after"]
     judged = case.shape == (2,)
-    verdict = {"problem": case.name, "tuned": tuned, "bar": MIXTURE_BAR * best.rms, "bar_name": best.runner.name}
-    return verdict | {"holds": tuned <= MIXTURE_BAR * best.rms if judged else None, "classical": best.rms}
+    verdict = {"problem": case.name, "tuned": after, "bar": MIXTURE_BAR * best.rms, "bar_name": best.runner.name}
+    return verdict | {"holds": after <= MIXTURE_BAR * best.rms if judged else None, "classical": best.rms}
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
-COLUMNS = ["problem", "evaluations", "best untuned", "tuned", "ratio (95%)", "by", "diffusers", "seconds", "verdict"]
+COLUMNS = [
+    "problem",
+    "evaluations",
+    "best untuned",
+    "tuned",
+    "ratio (95%)",
+    "by",
+    "diffusers",
+    "seconds",
+    "alone",
+    "verdict",
+]
 WHAT = "Plans tuned for a model, beside the best untuned ones of ours and of diffusers."
 NOTES = [
     "Error: rms Euclidean distance, over starts that had no say in tuning, to the teacher's end of the same start.",
     "Best untuned: the winner of a race of solvers, orders, correctors, grids and shifts on the set that chooses.",
     "diffusers: the best of its deterministic samplers with every grid and flag it offers, told the exact noise level.",
-    "Bars: digits at 5 evaluations within diffusers at 7 and a budget under three minutes; plane mixtures at 6 "
-    "within a quarter of the best classical plan of 6, chosen on the reported set itself.",
+    "Alone: the error that one method reaches by itself; tuned is all of them, one after another.",
+    "Bars: networks at 5 evaluations within diffusers at 7, on the digits with a budget under three minutes; plane "
+    "mixtures at 6 within a quarter of the best classical plan of 6, chosen on the reported set itself.",
 ]
 
 
 def table(rows: list[Row], verdicts: list[Row]) -> list[list[str]]:
-    lines = []
-    for r in rows:
-        verdict = next(v for v in verdicts if v["problem"] == r["problem"])
-        told = r["evaluations"] == (TUNED_AT if "aim" in verdict else MIXTURE_AT) and verdict["holds"] is not None
-        text = f"bar {verdict['bar']:.4g}: {'holds' if verdict['holds'] else 'MISSED'}" if told else ""
-        if told and "aim" in verdict:
+    return [line(r, next(v for v in verdicts if v["problem"] == r["problem"])) for r in rows]
+
+
+def line(r: Row, verdict: Row) -> list[str]:
+    """A row as text, with the verdict where the bar is."""
+    network = "aim" in verdict
+    text = ""
+    if r["evaluations"] == (TUNED_AT if network else MIXTURE_AT) and verdict["holds"] is not None:
+        text = f"bar {verdict['bar']:.4g}: {'holds' if verdict['holds'] else 'MISSED'}"
+        if network:
             text += f"; aim {verdict['aim']:.4g}: {'reached' if verdict['aimed'] else 'not reached'}"
-        lines.append(
-            [
-                r["problem"],
-                str(r["evaluations"]),
-                f"{r['before']:.4g} {r['start']}",
-                f"{r['after']:.4g}",
-                f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})",
-                r["method"],
-                f"{r['diffusers']:.4g}",
-                f"{r['seconds']:.0f}",
-                text,
-            ]
-        )
-    return lines
+    before, theirs = f"{r['before']:.4g} {r['start']}", f"{r['diffusers']:.4g}"
+    if "after" not in r:
+        return [r["problem"], str(r["evaluations"]), before, "", "", "", theirs, "", "", ""]
+    ratio = f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"
+    alone = ", ".join(f"{name} {error:.4g}" for name, error in r["alone"].items())
+    found = [f"{r['after']:.4g}", ratio, r["method"], theirs, f"{r['seconds']:.0f}", alone, text]
+    return [r["problem"], str(r["evaluations"]), before, *found]
+
+
+#: What is drawn: ``(key of a row, label, marker)``.
+CURVES = (("diffusers", "diffusers", "^"), ("before", "untuned", "o"), ("after", "tuned", "s"))
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -206,24 +234,28 @@ def draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
     for axes, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names):
         own = [r for r in rows if r["problem"] == name]
-        x = [r["evaluations"] for r in own]
         for key, label, marker in (
             ("diffusers", "diffusers", "^"),
             ("before", "untuned", "o"),
             ("after", "tuned", "s"),
         ):
-            axes.plot(x, [r[key] for r in own], marker=marker, label=label)
-        axes.set(title=name, xlabel="evaluations", ylabel="error", yscale="log", xticks=x)
+            told = [r for r in own if key in r]
+            axes.plot([r["evaluations"] for r in told], [r[key] for r in told], marker=marker, label=label)
+        axes.set(title=name, xlabel="evaluations", ylabel="error", yscale="log", xticks=[3, 5, 8, 10, 15, 20])
         axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
+def kept(path: Path, names: set[str]) -> tuple[list[Row], list[Row]]:
+    """Rows and verdicts of an earlier run, of other problems than ``names``."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": [], "verdicts": []}
+    return tuple([r for r in earlier[key] if r["problem"] not in names] for key in ("results", "verdicts"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default="runs/demo", type=Path)
     parser.add_argument("--only", nargs="*", help="beginnings of names of problems")
-    parser.add_argument("--evaluations", nargs="*", type=int, default=list(BUDGETS))
     parser.add_argument("--trajectories", type=int, default=1024)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -231,21 +263,29 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    begun, rows, verdicts = time.perf_counter(), [], []
-    for case in cases(given.folder):
+    order = []
+    for case in cases():
+        order.append(case.name)
         if given.only and not any(case.name.startswith(word) for word in given.only):
             continue
         for p in case.denoiser.parameters():
             p.requires_grad_(False)
-        more, verdict = study(case, given.evaluations, given.trajectories * (1 if case.network else CLOSED))
-        rows, verdicts = rows + more, [*verdicts, verdict]
+        more, verdict = study(case, given.trajectories * (1 if case.network else CLOSED))
         print(verdict, flush=True)
+        rows, verdicts = kept(given.results / "tuning.json", {case.name})
+        conclude([*rows, *more], [*verdicts, verdict], order, given)  # after each: a long study may be cut short
+    if not all(v["holds"] in (None, True) for v in kept(given.results / "tuning.json", set())[1]):
+        sys.exit("some bars do not hold")
+
+
+def conclude(rows: list[Row], verdicts: list[Row], order: list[str], given: argparse.Namespace) -> None:
+    """Write everything that is known, problems in their order."""
+    place = {name: i for i, name in enumerate(order)}
+    rows.sort(key=lambda r: (place.get(r["problem"], len(order)), r["evaluations"]))
     found = content("tuning", WHAT, COLUMNS, table(rows, verdicts), NOTES)
-    found |= {"seconds": round(time.perf_counter() - begun), "results": rows, "verdicts": verdicts}
+    found |= {"results": rows, "verdicts": verdicts}
     write(found, json.dumps(found, indent=1) + "\n", given.results, "tuning.svg", "Error of tuned and untuned plans")
     draw(rows, given.assets / "tuning.svg")
-    if not all(v["holds"] in (None, True) for v in verdicts):
-        sys.exit("some bars do not hold")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_one_label_stands_for_all_and_must_exist(denoiser):
     one, each = (rd.invert(denoiser, DATA, label=label).states for label in (1, torch.ones(8, dtype=torch.long)))
     assert torch.equal(one, each)
     with pytest.raises(InputError, match="label"):
-        rd.invert(denoiser, DATA, label=2)
+        rd.invert(denoiser, DATA, label=5)
     with pytest.raises(InputError, match="3 values of 'label' for 8 data"):
         rd.invert(denoiser, DATA, label=[0, 1, 0])
 
