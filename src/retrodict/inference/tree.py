@@ -12,8 +12,10 @@ Real states are in `tree_real`, finite ones in `tree_finite`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from retrodict.inference.posterior import Conditioned, register
 from retrodict.inference.results import Marginals, Paths
 from retrodict.inference.sde import SDE
 from retrodict.kernels import Gaussian, Kernel
+from retrodict.particles import ess
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,31 @@ class TreePosterior(Conditioned):
     `Marginals` and `Paths` have the distance from the root as their times.
     """
 
-    def __init__(self, model: Tree, data: Observed) -> None:
+    #: log of the expected product of what the leaves say, where nothing was approximated; else of the guide.
+    log_norm: Tensor
+
+    def __init__(self, model: Tree, data: Observed, particles: int, seed: int) -> None:
         super().__init__(model, data)
         self.vertices = model.vertices
+        self.particles, self.seed = particles, seed
+
+    @cached_property
+    def _cloud(self) -> Paths:
+        return self.sample(self.particles, self.seed)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        if self.exact:
+            return self.log_norm
+        return torch.logsumexp(self._cloud.log_weights, 0) - math.log(self.particles)
+
+    @property
+    def log_evidence_se(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- made when asked
+        return None if self.exact else (1 / self.ess - 1 / self.particles).clamp_min(0).sqrt()  # type: ignore[operator]
+
+    @property
+    def ess(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- made when asked
+        return None if self.exact else ess(self._cloud.log_weights.T)
 
     @property
     def _times(self) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from retrodict.inference.models import as_prior
 from retrodict.inference.observed import Observed
 from retrodict.inference.results import Marginals, Paths
 from retrodict.inference.tree import Edges, Tree, TreePosterior
-from retrodict.particles import ess
 
 
 class FiniteTree(TreePosterior):
@@ -38,8 +36,7 @@ class FiniteTree(TreePosterior):
         particles: int = 1000,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, data)
-        self.particles, self.seed = particles, seed
+        super().__init__(model, data, particles, seed)
         self.exact = model.branching
         self.route = "messages by level" if self.exact else f"product messages, {particles} weighted draws"
         self.levels = model.levels()
@@ -129,24 +126,6 @@ class FiniteTree(TreePosterior):
         return torch.stack([torch.logsumexp(row, 1) - (parents - 1) * math.log(K) for row in rows], 1)
 
     # -- what is asked for -----------------------------------------------------------------------------------
-
-    @property
-    def log_evidence(self) -> Tensor:
-        if self.exact:
-            return self.log_norm
-        return torch.logsumexp(self._cloud.log_weights, 0) - math.log(self.particles)
-
-    @property
-    def log_evidence_se(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- made when asked
-        return None if self.exact else (1 / self.ess - 1 / self.particles).clamp_min(0).sqrt()  # type: ignore[operator]
-
-    @property
-    def ess(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- made when asked
-        return None if self.exact else ess(self._cloud.log_weights.T)
-
-    @cached_property
-    def _cloud(self) -> Paths:
-        return self.sample(self.particles, self.seed)
 
     def smooth(self) -> Marginals:
         """Probabilities of the states of all vertices, ``(S, V, K)``."""

@@ -8,10 +8,8 @@ blocks across go into the weight.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,7 +32,6 @@ from retrodict.kernels import Kernel, LinearGaussian
 from retrodict.kernels.euler import Pin, dense, mv
 from retrodict.kernels.scans.gaussian.algebra import Message, Step, bayes, guided_root
 from retrodict.kernels.scans.gaussian.algebra import mv as apply
-from retrodict.particles import ess
 
 _PILOTS = 128
 
@@ -74,10 +71,9 @@ class RealTree(TreePosterior):
         self, model: Tree, data: Observed, at: Iterable[Hashable] | None, root: Any,
         steps: int = 20, particles: int = 1000, seed: int = 0, auxiliary: str = "regress",
     ) -> None:  # fmt: skip
-        super().__init__(model, data)
+        super().__init__(model, data, particles, seed)
         if auxiliary not in ("regress", "brownian"):
             raise InputError(f"auxiliary of a tree is 'regress' or 'brownian', got {auxiliary!r}")
-        self.particles, self.seed = particles, seed
         self.law0, self.d, self.tilt = start_law(root, len(data))
         V, S = len(self.vertices), len(data)
         law, data = law_seen(model.observation, torch.zeros(1, self.d, dtype=torch.float64), data)
@@ -237,24 +233,6 @@ class RealTree(TreePosterior):
         return y, -0.5 * (together * mv(across.unsqueeze(1), together)).sum(-1)
 
     # -- what is asked for -----------------------------------------------------------------------------------
-
-    @cached_property
-    def _cloud(self) -> Paths:
-        return self.sample(self.particles, self.seed)
-
-    @property
-    def log_evidence(self) -> Tensor:
-        if self.exact:
-            return self.log_norm
-        return torch.logsumexp(self._cloud.log_weights, 0) - math.log(self.particles)
-
-    @property
-    def log_evidence_se(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- made when asked
-        return None if self.exact else (1 / self.ess - 1 / self.particles).clamp_min(0).sqrt()  # type: ignore[operator]
-
-    @property
-    def ess(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- made when asked
-        return None if self.exact else ess(self._cloud.log_weights.T)
 
     def sample(self, n: int, seed: int = 0) -> Paths:
         """``n`` weighted draws of the states of all vertices, ``(n, S, V, d)``; of equal weight where exact."""

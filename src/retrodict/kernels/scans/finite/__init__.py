@@ -16,9 +16,9 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.core.noise import Noise, as_noise
 from retrodict.kernels.scans.finite.chain import Filtered, FiniteChain, Smoothed
-from retrodict.kernels.scans.finite.gradient import with_gradient
-from retrodict.kernels.scans.finite.passes import Route, Underflow
+from retrodict.kernels.scans.finite.passes import Route, Underflow, traced_score
 from retrodict.kernels.scans.finite.routes import ROUTES, choose
+from retrodict.kernels.scans.gradient import with_gradient
 
 __all__ = [
     "ROUTES",
@@ -63,7 +63,7 @@ def evidence(chain: FiniteChain, route: str = "auto") -> Tensor:
     Differentiable in ``p0``, ``P`` (each entry by itself) and ``log_g`` on every route: the gradient is computed from
     the smoother (Fisher's identity) and not by retracing the recursion.
     """
-    return _run(chain, "evidence", route, lambda r: with_gradient(r, chain))[0]
+    return _run(chain, "evidence", route, lambda r: with_gradient(r, chain, traced_score))[0]
 
 
 def viterbi(chain: FiniteChain, route: str = "auto") -> tuple[Tensor, Tensor]:

@@ -299,6 +299,14 @@ class Logs(Route):
         return torch.stack(path, -1)
 
 
+def traced_score(chain: FiniteChain) -> tuple[Tensor, ...]:
+    """The derivatives of the log evidence by ``(p0, P, log_g)``, as autograd can follow them."""
+    try:
+        return Scaled("loop", loop).score(chain)[1]
+    except Underflow:
+        return Logs("log").score(chain)[1]
+
+
 def impossible(total: Tensor) -> None:
     """Raise `InputError` naming series and node if a log evidence of the first nodes, ``(S, n+1)``, is -inf."""
     dead = total.detach() == -torch.inf

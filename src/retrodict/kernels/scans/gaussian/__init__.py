@@ -15,12 +15,13 @@ from torch import Tensor
 
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import Noise, as_noise
+from retrodict.kernels.scans.gaussian import parallel, passes
 from retrodict.kernels.scans.gaussian.algebra import Message
 from retrodict.kernels.scans.gaussian.banded import IllConditioned
 from retrodict.kernels.scans.gaussian.chain import Filtered, GaussianChain, Smoothed
-from retrodict.kernels.scans.gaussian.gradient import with_gradient
 from retrodict.kernels.scans.gaussian.observe import observe
 from retrodict.kernels.scans.gaussian.routes import ROUTES, Route, candidates
+from retrodict.kernels.scans.gradient import with_gradient
 
 __all__ = [
     "ROUTES",
@@ -64,7 +65,7 @@ def evidence(chain: GaussianChain, route: str = "auto") -> Tensor:
     Differentiable in every tensor of the chain on every route: the gradient is computed from the smoother (Fisher's
     identity) and not by retracing the recursion.
     """
-    return _run(chain, "evidence", route, lambda r: with_gradient(r, chain))[0]
+    return _run(chain, "evidence", route, lambda r: with_gradient(r, chain, _traced_score))[0]
 
 
 def draw(chain: GaussianChain, n: int, noise: int | torch.Generator | Noise | Tensor, route: str = "auto") -> Tensor:
@@ -86,6 +87,11 @@ def messages(chain: GaussianChain, route: str = "auto") -> Message:
     given ``x_k = x``.
     """
     return _run(chain, "messages", route, lambda r: r.messages(chain))[0]
+
+
+def _traced_score(chain: GaussianChain) -> tuple[Tensor, ...]:
+    """The derivatives of the log evidence by the chain's tensors, as autograd can follow them."""
+    return passes.score(parallel, chain)[1]
 
 
 def _run(chain: GaussianChain, verb: str, route: str, call: Callable[[Route], T]) -> tuple[T, str]:
