@@ -6,8 +6,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import retrodict as rd
+from retrodict.denoisers import Denoiser
 from retrodict.exact import GaussianMixture
 from retrodict.processes import GaussianPath, Process
 
@@ -24,6 +26,58 @@ FRONTIER = GaussianMixture(
     [[1.2, 0], [-0.8, 0.9], [-0.8, -0.9], [0.3, 1.6], [0.4, -1.5]],
     [0.25**2, 0.35**2, 0.30**2, 0.20**2, 0.40**2],
 )
+
+
+#: The components of `M8` narrower, all of them and mostly the first: what is extrapolated between under guidance.
+PAIR = tuple(
+    GaussianMixture(w, M8.means, [0.3102**2, 0.3835**2, 0.5964**2]) for w in (M8.weights, [0.9362, 0.0466, 0.0171])
+)
+
+
+def digits(n: int) -> Tensor:
+    """n pictures ``(n, 64)`` in [-1, 1], in an order of no meaning (they are sorted by writer)."""
+    from sklearn.datasets import load_digits
+
+    pictures = torch.from_numpy(load_digits(return_X_y=True)[0]) / 8 - 1
+    return pictures[torch.randperm(1797, generator=torch.Generator().manual_seed(0))][:n]
+
+
+class Blurred(Denoiser):
+    """The exact denoiser of data, each blurred by .15: a mixture of as many components, by matrix products."""
+
+    blur2 = 0.15**2
+
+    def __init__(self, data: Tensor, process: Process, conditions: dict[str, Any] | None = None) -> None:
+        super().__init__(process, (data.shape[1],), conditions)
+        self.data = data
+
+    def forward(self, x: Tensor, t: Any, **condition: Any) -> Tensor:
+        process: Any = self.process
+        alpha, sigma = (c(torch.as_tensor(t).double()).reshape(-1, 1) for c in (process.alpha, process.sigma))
+        v = alpha**2 * self.blur2 + sigma**2
+        mean = torch.softmax(-0.5 * self.squares(x, alpha) / v + self.evidence(**condition), 1) @ self.data
+        return (sigma**2 * mean + alpha * self.blur2 * x) / v
+
+    def squares(self, x: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+        """``|x - alpha x_i|^2`` for every datum, ``(batch, len(data))``."""
+        own = x.square().sum(1, keepdim=True)
+        return own - 2 * alpha * (x @ self.data.T) + alpha**2 * self.data.square().sum(1)
+
+    def evidence(self, **condition: Any) -> Any:
+        """Log weights of the data given conditions, ``(batch, len(data))``."""
+        return 0.0
+
+    def log_level(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """Log densities of the law blurred further by each level, ``(batch, len(sigma))``, up to one constant."""
+        v, squares = self.blur2 + sigma**2, self.squares(y)
+        half = y.shape[1] / 2
+        return torch.stack([torch.logsumexp(-0.5 * squares / w, 1) - half * w.log() for w in v], 1)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Draws of the law."""
+        g = torch.Generator().manual_seed(seed)
+        own = self.data[torch.randint(len(self.data), (n,), generator=g)]
+        return own + self.blur2**0.5 * torch.randn(own.shape, generator=g, dtype=own.dtype)
 
 
 def interpolant() -> GaussianPath:
@@ -133,6 +187,6 @@ def case_id(case: tuple[str, dict[str, Any]]) -> str:
 @cache
 def starts(process_name: str, n: int = 64, dim: int = 2) -> torch.Tensor:
     """Starts at t = 1, the same in every test."""
-    process = ONE_ENDED[process_name]
+    process: Any = ONE_ENDED[process_name]
     z = torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return z * float(process.sigma(1.0))
