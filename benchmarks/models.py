@@ -1,4 +1,4 @@
-"""The two trained networks that the benchmarks share: the demonstration's digits, and shapes of 32 by 32 in colour."""
+"""The trained networks that the benchmarks share: the demonstration's digits, a small one's, shapes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Any
 import retrodict as rd
 from retrodict.app.demo import RECIPE
 
+SMALL: dict[str, Any] = {
+    "network": "mlp",
+    "network_options": {"hidden": 128, "depth": 2},
+    "steps": 3000,
+    "batch_size": 128,
+    "lr": 2e-3,
+}
 SHAPES: dict[str, Any] = {
     "network_options": {"channels": [16, 32, 48, 64], "blocks": 1, "attention": [3], "dropout": 0.0},
     "steps": 4000,
@@ -19,6 +26,11 @@ SHAPES: dict[str, Any] = {
 def digits_model(folder: str | Path = "runs/demo") -> rd.Denoiser:
     """The network that the demonstration trains; trained first if its folder does not exist."""
     return _model(folder, "digits", RECIPE)
+
+
+def small_digits_model(folder: str | Path = "runs/digits-small") -> rd.Denoiser:
+    """A network of full connections on the same digits; trained first (a minute) if there is none."""
+    return _model(folder, "digits", SMALL)
 
 
 def shapes_model(folder: str | Path = "runs/shapes") -> rd.Denoiser:

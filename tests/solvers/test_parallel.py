@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -220,3 +222,74 @@ def test_the_recursion_is_the_plan():
     assert recursion(rd.plan("dpm-solver++", VP, steps=5, order=2)).size == 2
     steps = recursion(rd.plan("ddim", VP, steps=5, eta=1.0))
     assert sum(len(row) for row in steps.noise) == rd.plan("ddim", VP, steps=5, eta=1.0).noises
+
+
+class Stepping(rd.Denoiser):
+    """The denoiser with which a one-step plan is the iteration ``x <- step(x)``: any recursion at all is a plan's."""
+
+    def __init__(self, plan: rd.Plan, step: Callable[[torch.Tensor], torch.Tensor], d: int) -> None:
+        super().__init__(plan.process, (d,))
+        rows = recursion(plan)
+        self.step, self.times = step, torch.from_numpy(rows.times)
+        self.kept, self.taken = torch.from_numpy(rows.A[:, 0, 0]), torch.from_numpy(rows.outputs[:, 0, 0])
+
+    def forward(self, x, t, **condition):
+        k = (self.times - torch.as_tensor(t).double().reshape(-1, 1)).abs().argmin(1).unsqueeze(1)
+        return (self.step(x) - self.kept[k] * x) / self.taken[k]
+
+
+def _rounds(step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, steps: int, method: str) -> int:
+    """Rounds to 1e-6, of a result that is the iteration's to 1e-5."""
+    plan = rd.plan("ddim", ONE_ENDED["edm"], steps=steps, grid="karras", start=0.9, end=0.5)
+    found = _both(plan, Stepping(plan, step, x.shape[1]), x, Parallel(method, tolerance=1e-6))[1]
+    for _ in range(steps):
+        x = step(x)
+    assert float((found.x - x).abs().max()) < 1e-5
+    return found.rounds
+
+
+def test_rounds_of_jacobi_are_told_by_the_lyapunov_exponent():
+    """x <- a sin x.  Where the exponent L is negative an error of the guess is e^(L k) after k sweeps, so that rounds
+    are log(1e-6)/L however long the recursion is; where it is positive, they are the length of it."""
+    x = torch.linspace(0.2, 0.8, 8, dtype=torch.float64).unsqueeze(1)
+    for a in (0.5, 0.7):
+        exponent, step = math.log(a), lambda x, a=a: a * x.sin()
+        found = [_rounds(step, x, steps, "jacobi") for steps in (64, 128)]
+        assert found[0] == found[1] == pytest.approx(math.log(1e-6) / exponent, rel=0.15)
+    chaotic = lambda x: 3.1 * x.sin()  # noqa: E731
+    orbit, slopes = x, []
+    for _ in range(2000):
+        slopes.append((3.1 * orbit.cos()).abs().log().mean())
+        orbit = chaotic(orbit)
+    assert float(torch.stack(slopes).mean()) > 0.4
+    for method in ("jacobi", "picard", "quasi-newton"):
+        assert [_rounds(chaotic, x, steps, method) for steps in (16, 32)] == [17, 33]
+
+
+def test_rounds_grow_with_the_span_of_a_chaotic_flow():
+    """Lorenz' equations (exponent .9) in 128 steps of Runge-Kutta over spans of .1, .4 and 1.6: rounds 15, 24 and 109
+    by quasi-Newton.  What spans cost Picard and its kin is the Lipschitz constant, of which the exponent is the least:
+    the same equations where they only decay (r = .5) need as many."""
+
+    def flow(r: float, h: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        def f(v: torch.Tensor) -> torch.Tensor:
+            x, y, z = v.T
+            return torch.stack([10 * (y - x), x * (r - z) - y, x * y - 8 / 3 * z], 1)
+
+        def step(v: torch.Tensor) -> torch.Tensor:
+            a = f(v)
+            b = f(v + h / 2 * a)
+            c = f(v + h / 2 * b)
+            return v + h / 6 * (a + 2 * b + 2 * c + f(v + h * c))
+
+        return step
+
+    v = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = v + torch.tensor([1.0, 1.0, 20.0], dtype=torch.float64)
+    for _ in range(1000):
+        v = flow(28.0, 0.01)(v)
+    for method in ("picard", "quasi-newton"):
+        short, middle, long = (_rounds(flow(28.0, span / 128), v, 128, method) for span in (0.1, 0.4, 1.6))
+        assert short < 20 < middle < 50 < long <= 129
+        assert short < 0.8 * middle and middle < 0.5 * long
+    assert _rounds(flow(0.5, 1.6 / 128), v, 128, "quasi-newton") > 0.9 * long

@@ -92,26 +92,27 @@ class Covariance:
         """``C v`` with the C inside M."""
         return node.covariance_times(v)
 
+    def times_each(self, goal: Measurement, node: Node, rows: Tensor) -> Tensor:
+        """``C v`` for several v, ``(m, batch or 1, *shape) -> (m, batch or 1, *shape)``."""
+        return node.covariance_times_each(rows)
+
     def spread(self, goal: Measurement, node: Node, z: Tensor) -> Tensor:
         """``S z`` with ``S S^T = C``, of the C inside M."""
         raise InputError(f"{type(self).__name__} has no root of its C to draw with; use 'isotropic', or an oracle")
 
     def solve(self, goal: Measurement, node: Node, e: Tensor) -> tuple[Tensor, Tensor]:
         """``M^-1 e`` and ``log det M`` (0 where M is not formed: any h keeps the weights right)."""
-        product = lambda v: goal.push(node.mean, self.times(goal, node, goal.pull_back(node.mean, v)))  # noqa: E731
         if goal.size > DENSE:
+            product = lambda v: goal.push(node.mean, self.times(goal, node, goal.pull_back(node.mean, v)))  # noqa: E731
             x = gmres(lambda v: product(v.to(e)).double() + goal.variance * v, e, self.iterations)
             return x.to(e), torch.zeros(len(e), dtype=torch.float64, device=e.device)
-        columns = []
-        for i in range(goal.size):
-            v = torch.zeros_like(e)
-            v[:, i] = 1
-            columns.append(product(v))
-        M = torch.stack(columns, 2).double().detach()
+        rows = goal.rows(node.mean)
+        seen = self.times_each(goal, node, rows).detach().double().flatten(2)
+        M = torch.einsum("ibd,jbd->bij", rows.double().flatten(2).expand_as(seen), seen)
         values, vectors = torch.linalg.eigh((M + M.mT) / 2)
         values = values.clamp_min(0) + goal.variance
         turned = (vectors.mT @ e.double().unsqueeze(2)) / values.unsqueeze(2)
-        return (vectors @ turned).squeeze(2).to(e), values.log().sum(1)
+        return (vectors @ turned).squeeze(2).to(e), values.log().sum(1).expand(len(e))
 
 
 covariances: Registry[type[Covariance]] = Registry("covariance")
@@ -166,15 +167,19 @@ class Isotropic(Covariance):
         """r^2 at rho = sigma/alpha, in the model's units."""
         if self.width == "noise":
             return rho**2 / self.strength
-        v = goal.spread.variance if self.variance is None else self.variance / goal.spread.unit**2
+        known = goal.spread.variance if self.hard else goal.spread.each
+        v: Any = known if self.variance is None else self.variance / goal.spread.unit**2
         return v * rho**2 / (v + rho**2)
 
     def times(self, goal: Measurement, node: Node, v: Tensor) -> Tensor:
         rho = node.sigma / node.alpha
-        return goal.spread.stretch(goal.spread.stretch(v)) * self.squared(goal, rho)
+        return (goal.spread.stretch(goal.spread.stretch(v)) * self.squared(goal, rho)).to(v)
+
+    def times_each(self, goal: Measurement, node: Node, rows: Tensor) -> Tensor:
+        return self.times(goal, node, rows)
 
     def spread(self, goal: Measurement, node: Node, z: Tensor) -> Tensor:
-        return goal.spread.stretch(z) * self.squared(goal, node.sigma / node.alpha) ** 0.5
+        return (goal.spread.stretch(z) * self.squared(goal, node.sigma / node.alpha) ** 0.5).to(z)
 
     def tilt(self, goal: Measurement, node: Node) -> Tilt:
         tilt = super().tilt(goal, node)
@@ -184,12 +189,13 @@ class Isotropic(Covariance):
         return tilt
 
     def solve(self, goal: Measurement, node: Node, e: Tensor) -> tuple[Tensor, Tensor]:
-        spectrum = goal.spectrum
+        r2 = self.squared(goal, node.sigma / node.alpha)
+        varies = isinstance(r2, Tensor) and r2.shape[-1:].numel() > 1  # over coordinates
+        spectrum = None if varies else goal.spectrum
         if spectrum is None:
             return super().solve(goal, node, e)
         values, vectors = (None if part is None else part.to(e.device) for part in spectrum)
         assert values is not None
-        r2 = self.squared(goal, node.sigma / node.alpha)
         r2 = r2.reshape(-1, 1).double() if isinstance(r2, Tensor) else r2
         M = r2 * values + (0.0 if self.hard else goal.variance)
         inverse = 1 / M

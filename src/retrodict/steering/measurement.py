@@ -26,7 +26,7 @@ from retrodict.processes import GaussianPath, Process
 from retrodict.steering.covariances import Covariance, covariances
 from retrodict.steering.joined import Joined, Root, log_det, unroot
 from retrodict.steering.operators import NonLinear, Operator, as_operator, identity
-from retrodict.steering.potential import Node, Potential, Tilt
+from retrodict.steering.potential import Node, Potential, Tilt, pulled
 from retrodict.steering.spread import Spread, known_spread
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Measurement(Potential):
         self.how: Covariance = covariances["exact"]()
         self._shape: tuple[int, ...] | None = None
         self._output: tuple[int, ...] | None = None
+        self._matrices: dict[Any, Tensor] = {}
         self.closed = False
         self._set_noise(noise, covariance)
 
@@ -152,6 +153,7 @@ class Measurement(Potential):
         out._forget()
         out._shape = denoiser.shape
         out.spread, out.closed = known_spread(denoiser)
+        out.spread.tell()
         out._check_range()
         return out
 
@@ -171,6 +173,7 @@ class Measurement(Potential):
 
     def _forget(self) -> None:
         self._output = None
+        self._matrices = {}
         for name in ("spectrum", "coordinates"):
             self.__dict__.pop(name, None)
 
@@ -282,6 +285,24 @@ class Measurement(Potential):
             (out,) = torch.autograd.grad(operator(at).flatten(1), at, v)
         return out
 
+    def rows(self, x0: Tensor) -> Tensor:
+        """The rows of A ``(m, batch or 1, *shape)``: of a non-linear operator its derivative at x0."""
+        if self.operator.linear:
+            return self.matrix(x0).unsqueeze(1)
+        with torch.enable_grad():
+            at = x0.detach().requires_grad_(True)
+            seen = self.operator(at).flatten(1)
+            eye = torch.eye(self.size, dtype=seen.dtype, device=seen.device).unsqueeze(1)
+            return pulled(seen, at, eye.expand(-1, len(x0), -1))
+
+    def matrix(self, x0: Tensor) -> Tensor:
+        """The rows of a linear A, ``(m, *shape)``, written out once."""
+        key = (x0.dtype, x0.device)
+        if key not in self._matrices:
+            eye = torch.eye(self.size, dtype=x0.dtype, device=x0.device)
+            self._matrices[key] = self.pull_back(x0[:1], eye)
+        return self._matrices[key]
+
     def push(self, x0: Tensor, v: Tensor) -> Tensor:
         """``A v`` for differences of states ``v (batch, *shape)``: of a non-linear operator its derivative at x0."""
         if self.operator.linear:
@@ -302,8 +323,7 @@ class Measurement(Potential):
             return diagonal.flatten().double() * self.spread.unit**2, None
         if self.size > DECOMPOSED:
             return None
-        state = torch.zeros(1, *shape, dtype=torch.float64)
-        rows = self.pull_back(state, torch.eye(self.size, dtype=torch.float64))
+        rows = self.matrix(torch.zeros(1, *shape, dtype=torch.float64))
         G = self.seen(self.spread.stretch(self.spread.stretch(rows)))
         values, vectors = torch.linalg.eigh((G + G.T) / 2)
         return values.clamp_min(0), vectors

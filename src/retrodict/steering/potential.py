@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Share of signal, alpha/sigma, below which a state says nothing of the clean end.
 PURE_NOISE = 0.01
+#: Backward passes made as one; each has the memory of one.
+TOGETHER = 16
 
 
 class Node:
@@ -86,6 +88,15 @@ class Node:
         )
         return self.stretch(product * self._gain)
 
+    def covariance_times_each(self, rows: Tensor) -> Tensor:
+        """``C v`` for several v, ``rows (m, batch or 1, *shape) -> (m, batch, *shape)``: one batched backward pass."""
+        rows = rows.expand(-1, self.batch, *rows.shape[2:])
+        if self._own is not None:
+            return torch.stack([self.covariance_times(v) for v in rows])
+        self._needs_graph()
+        products = pulled(self.belief.mean, self.x, self.stretch(rows).to(self.x))
+        return self.stretch(products * self._gain)
+
     def drift_of(self, log_h: Tensor) -> Tensor:
         """The shift of the mean that belongs to a potential ``log_h (batch,)`` with a graph that leads to x.
 
@@ -130,6 +141,21 @@ def _coefficients(process: Process, t: float | Tensor, x: Tensor) -> tuple[Any, 
         shape = (-1, *(1,) * (x.ndim - 1))
         return process.alpha(t).to(x).reshape(shape), process.sigma(t).to(x).reshape(shape)
     return max(float(process.alpha(float(t))), 1e-12), float(process.sigma(float(t)))
+
+
+def pulled(out: Tensor, at: Tensor, rows: Tensor) -> Tensor:
+    """``rows[i] d out/d at`` for each row of ``rows (m, *out.shape)``, the graph kept: ``(m, *at.shape)``.
+
+    `TOGETHER` rows go through one batched backward pass; through a function that does not allow that, one by one.
+    """
+    try:
+        parts = [
+            torch.autograd.grad(out, at, part, retain_graph=True, is_grads_batched=True)[0]
+            for part in rows.split(TOGETHER)
+        ]
+        return torch.cat(parts)
+    except RuntimeError:  # an operation that cannot be batched, or not enough memory for all at once
+        return torch.stack([torch.autograd.grad(out, at, row, retain_graph=True)[0] for row in rows])
 
 
 @dataclass

@@ -3,11 +3,13 @@
 Choices of C that take ``p(x0 | x_t)`` to be round need the variance v of the data, ``r^2 = v rho^2/(v + rho^2)`` with
 rho = sigma/alpha: the posterior variance of a Gaussian prior.  It is read from an oracle's law, or from the statistics
 that a trained network was preconditioned with; where neither is known it is 1 in the model's units, which is what
-standardised data have.
+standardised data have.  Variables side by side have each a v of its own: an image and the kernel that blurred it differ
+by orders of magnitude.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,11 @@ from retrodict.data.scaling import stretch
 from retrodict.denoisers import Denoiser, Joint
 from retrodict.denoisers.wrapped import Wrapped
 
+log = logging.getLogger(__name__)
+
+#: Variables whose variances differ by more than this are seen at noise levels that hardly overlap.
+APART = 30.0
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -26,10 +33,17 @@ class Spread:
     Attributes:
         variance: mean variance of a coordinate, in the model's units.
         scale: the denoiser's map between units, None for the identity.
+        variances: where variables differ, that of each coordinate's variable ``shape``.
     """
 
     variance: float = 1.0
     scale: Any = None
+    variances: Tensor | None = None
+
+    @property
+    def each(self) -> float | Tensor:
+        """The variance of a coordinate, a number where all have one."""
+        return self.variance if self.variances is None else self.variances
 
     def stretch(self, v: Tensor) -> Tensor:
         """A difference of states from the model's units to the user's."""
@@ -45,6 +59,16 @@ class Spread:
         """Whether all coordinates have one unit."""
         return self.scale is None or bool((self.scale.scale == self.scale.scale.flatten()[0]).all())
 
+    def tell(self) -> None:
+        """Say so where one variable is seen only once another is decided."""
+        if self.variances is None or float(self.variances.max() / self.variances.min()) <= APART:
+            return
+        log.warning(
+            "variables side by side have variances %s in the model's units: under one process the small ones are seen "
+            "only once the large ones are decided; give their denoisers a scale that makes them alike",
+            ", ".join(f"{v:.3g}" for v in self.variances.unique_consecutive().tolist()),
+        )
+
 
 def known_spread(denoiser: Denoiser) -> tuple[Spread, bool]:
     """What a denoiser knows of its data, and whether its beliefs carry a covariance of their own."""
@@ -53,9 +77,12 @@ def known_spread(denoiser: Denoiser) -> tuple[Spread, bool]:
     if scale is not None and scale.is_identity:
         scale = None
     variables: list[Any] = list(inner.variables) if isinstance(inner, Joint) else [inner]
-    sizes = inner.sizes if isinstance(inner, Joint) else [1]
-    variance = sum(n * _variance(v) for n, v in zip(sizes, variables)) / sum(sizes)
-    return Spread(variance, scale), all(hasattr(v, "law") for v in variables) and _carries_covariance(denoiser)
+    closed = all(hasattr(v, "law") for v in variables) and _carries_covariance(denoiser)
+    if not isinstance(inner, Joint):
+        return Spread(_variance(inner), scale), closed
+    own = torch.tensor([_variance(v) for v in variables], dtype=torch.float64)
+    each = own.repeat_interleave(torch.tensor(inner.sizes))
+    return Spread(float(each.mean()), scale, each if len(set(own.tolist())) > 1 else None), closed
 
 
 def _innermost(denoiser: Any) -> Denoiser:
