@@ -268,8 +268,8 @@ def test_rounds_of_jacobi_are_told_by_the_lyapunov_exponent():
 
 def test_rounds_grow_with_the_span_of_a_chaotic_flow():
     """Lorenz' equations (exponent .9) in 128 steps of Runge-Kutta over spans of .1, .4 and 1.6: rounds 15, 24 and 109
-    by quasi-Newton.  What spans cost Picard and its kin is the Lipschitz constant, of which the exponent is the least:
-    the same equations where they only decay (r = .5) need as many."""
+    by quasi-Newton.  Picard and its kin pay for the Lipschitz constant over the span, which the exponent only bounds
+    from below: the same equations where they decay, and are stiff (r = .5), need as many."""
 
     def flow(r: float, h: float) -> Callable[[torch.Tensor], torch.Tensor]:
         def f(v: torch.Tensor) -> torch.Tensor:
