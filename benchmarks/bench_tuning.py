@@ -13,7 +13,7 @@ Bars, on that third set:
   6, ours or theirs;
 - digits without guidance: a budget takes under three minutes on two cores.
 
-    python benchmarks/bench_tuning.py [--only NAME ...] [--trajectories 1024]
+    python benchmarks/bench_tuning.py [--only NAME ...] [--threads N]
 
 Prints a table and writes ``benchmarks/results/tuning.json``, ``.md`` and ``docs/assets/tuning.svg``; with ``--only``
 the rows of the other problems stay.  Exit status 1 if a bar is missed.
@@ -25,7 +25,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +46,50 @@ from retrodict.solvers import tuning
 from retrodict.solvers.tuning import METHODS, Effort, Sets, Trajectories, candidates, teach, teacher, tune_budget
 
 HERE = Path(__file__).parent
-BUDGETS, UNTUNED = (4, 5, 6, 8, 10), (3, 15, 20)
+UNTUNED = (3, 15, 20)
 TUNED_AT, BAR_AT, AIM_AT = 5, 7, 8
 MIXTURE_AT, MIXTURE_BAR, SECONDS_BAR = 6, 0.25, 180.0
-HEATS = ((16, 40), (64, 6))
-FEWER = (5, 8)  # where every evaluation is two of a network, or pictures are large
-CLOSED = 4  # times as many trajectories where evaluations cost next to nothing: rare starts dominate the error
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How much of a problem is run.
+
+    Attributes:
+        teacher: evaluations of the teacher; trajectories: to learn from, half as many to choose and to tell.
+        budgets: that are tuned; heats: ``(starts, survivors)`` of the diffusers' race before the final.
+        alone: whether each method is told by itself; timed: whether a budget may take three minutes at most.
+    """
+
+    teacher: int = 60
+    trajectories: int = 1024
+    budgets: tuple[int, ...] = (5, 8)
+    heats: tuple[tuple[int, int], ...] = ((16, 40), (64, 6))
+    effort: Effort = field(default_factory=Effort)
+    alone: bool = True
+    timed: bool = False
+
+
+#: Closed forms: evaluations cost next to nothing, and rare starts dominate the error.
+PLANE = Scale(teacher=160, trajectories=4096, budgets=(4, 5, 6, 8, 10), heats=())
+WIDE = Scale(teacher=160, trajectories=2048, budgets=(5, 6, 8), heats=())
+#: Networks; with guidance an evaluation is two passes, and of a picture of 32 by 32 a pass takes ten times as long.
+DIGITS, GUIDED_DIGITS = Scale(budgets=(4, 5, 6, 8, 10), timed=True), Scale()
+SHAPES = Scale(40, 512, (5,), ((4, 40), (16, 12), (64, 4)), Effort(steps=72, batch=96), alone=False)
+
+
+@dataclass(frozen=True)
 class Case:
-    """A problem: its denoiser, conditions in turn, guidance, the teacher's evaluations, budgets that are tuned, and
-    whether a budget may take three minutes at most."""
+    """A problem: its denoiser, guided already; conditions in turn; what the scale of guidance is called."""
 
     name: str
     denoiser: Denoiser
     shape: tuple[int, ...]
-    condition: dict[str, Tensor]
-    guidance: float
-    teacher: int
-    budgets: tuple[int, ...] = BUDGETS
-    timed: bool = False
+    scale: Scale
+    guidance: float = 1.0
+    condition: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def network(self) -> bool:
@@ -79,31 +100,30 @@ class Case:
 def cases() -> Iterator[Case]:
     """Every problem."""
     plane = GaussianMixture(WEIGHTS, MEANS, [s**2 for s in STDS])
-    yield Case("frontier", plane.denoiser(rd.DDPM()), (2,), {}, 1.0, 160)
+    yield Case("frontier", plane.denoiser(rd.DDPM()), (2,), PLANE)
     means, stds = [[0.5884, -0.3353], [-0.4793, -1.8076], [1.5667, -0.9498]], (0.4963, 0.6136, 0.9542)
     smooth = GaussianMixture([0.2861, 0.4715, 0.2424], means, [s**2 for s in stds])
-    yield Case("M.8", smooth.denoiser(rd.VP("linear")), (2,), {}, 1.0, 160)
+    yield Case("M.8", smooth.denoiser(rd.VP("linear")), (2,), PLANE)
     pick = torch.Generator().manual_seed(0)
     wide = GaussianMixture(
         [0.1] * 10,
         torch.randn(10, 64, dtype=torch.float64, generator=pick),
         (0.1 + 0.4 * torch.rand(10, 64, dtype=torch.float64, generator=pick)) ** 2,
     )
-    yield Case("64 dimensions", wide.denoiser(rd.VP("cosine")), (64,), {}, 1.0, 160, (5, 6, 8))
+    yield Case("64 dimensions", wide.denoiser(rd.VP("cosine")), (64,), WIDE)
     for name, trained in (("digits", digits_model), ("shapes", shapes_model)):
         denoiser = trained()
         label = {"label": torch.arange(denoiser.conditions["label"])}
-        for scale in (1.0, 3.0, 7.5):
-            model = (denoiser if scale == 1.0 else Guided(denoiser, scale)).eval()
-            shape = tuple(denoiser.shape or ())
-            small = name == "digits" and scale == 1.0
-            budgets = BUDGETS if small else FEWER
-            yield Case(f"{name}, guidance {scale:g}", model, shape, label, scale, 60, budgets, small)
+        shape = tuple(denoiser.shape or ())
+        for guidance in (1.0, 3.0, 7.5):
+            model = (denoiser if guidance == 1.0 else Guided(denoiser, guidance)).eval()
+            scale = SHAPES if name == "shapes" else DIGITS if guidance == 1.0 else GUIDED_DIGITS
+            yield Case(f"{name}, guidance {guidance:g}", model, shape, scale, guidance, label)
 
 
-def sets_of(case: Case, n: int) -> Sets:
+def sets_of(case: Case) -> Sets:
     """Three sets of trajectories, each of a seed of its own."""
-    plan = teacher(case.denoiser, case.teacher, case.guidance)
+    plan, n = teacher(case.denoiser, case.scale.teacher, case.guidance), case.scale.trajectories
     words = {"plan": plan, "shape": case.shape, "condition": case.condition}
     return Sets(*(teach(case.denoiser, size, seed=s, **words) for s, size in enumerate((n, n // 2, n // 2))))
 
@@ -122,16 +142,15 @@ def problem_of(case: Case, test: Trajectories) -> Problem:
     return Problem(path, denoise, test.start.double() / scale, test.end.double())  # type: ignore[arg-type]
 
 
-def study(case: Case, trajectories: int) -> tuple[list[Row], Row]:
+def study(case: Case) -> tuple[list[Row], Row]:
     """Rows of every budget, and how the bars of the problem stand."""
-    sets = sets_of(case, trajectories)
+    sets, budgets = sets_of(case), case.scale.budgets
     problem = problem_of(case, sets.test)
     theirs: list[Any] = [p for p in diffusers_peers(problem) if not p.tuned]
-    heats = HEATS if case.network else ()
     rows = []
-    for nfe in sorted({*case.budgets, *UNTUNED}):
-        row = tuned(case, nfe, sets) if nfe in case.budgets else untuned(case, nfe, sets)
-        rival = race(theirs, problem, nfe, heats)[0][0]
+    for nfe in sorted({*budgets, *UNTUNED}):
+        row = tuned(case, nfe, sets) if nfe in budgets else untuned(case, nfe, sets)
+        rival = race(theirs, problem, nfe, case.scale.heats)[0][0]
         rows.append({"problem": case.name, **row, "diffusers": rival.rms, "diffusers_name": rival.runner.name})
         print(json.dumps(rows[-1]), flush=True)
     at = {row["evaluations"]: row for row in rows}
@@ -140,11 +159,11 @@ def study(case: Case, trajectories: int) -> tuple[list[Row], Row]:
 
 def tuned(case: Case, nfe: int, sets: Sets) -> Row:
     """All methods together, and at one budget each alone."""
-    found = tune_budget(case.denoiser, nfe, sets, guidance=case.guidance, effort=Effort())
+    found = tune_budget(case.denoiser, nfe, sets, guidance=case.guidance, effort=case.scale.effort)
     alone = {}
-    if nfe == (TUNED_AT if case.network else MIXTURE_AT):
+    if case.scale.alone and nfe == (TUNED_AT if case.network else MIXTURE_AT):
         for method in METHODS:
-            words = {"guidance": case.guidance, "effort": Effort(), "methods": [method]}
+            words = {"guidance": case.guidance, "effort": case.scale.effort, "methods": [method]}
             alone[method] = tune_budget(case.denoiser, nfe, sets, **words).after
     return {**found.row(), "tried": found.tried, "alone": alone}
 
@@ -157,12 +176,12 @@ def untuned(case: Case, nfe: int, sets: Sets) -> Row:
 
 def network_bar(case: Case, at: dict[int, Row], theirs: list[Any], problem: Problem) -> Row:
     """The tuned plan of 5 evaluations against diffusers at 7 and 8, and the time of a budget."""
-    needed, aim = (race(theirs, problem, nfe, HEATS)[0][0] for nfe in (BAR_AT, AIM_AT))
+    needed, aim = (race(theirs, problem, nfe, case.scale.heats)[0][0] for nfe in (BAR_AT, AIM_AT))
     slowest = max(row.get("seconds", 0.0) for row in at.values())
-    verdict: Row = {"problem": case.name, "slowest": slowest, "timed": case.timed}
+    verdict: Row = {"problem": case.name, "slowest": slowest, "timed": case.scale.timed}
     verdict |= {"bar": needed.rms, "bar_name": needed.runner.name, "aim": aim.rms, "aim_name": aim.runner.name}
     after = at[TUNED_AT]["after"]
-    in_time = slowest <= SECONDS_BAR or not case.timed
+    in_time = slowest <= SECONDS_BAR or not case.scale.timed
     return verdict | {"tuned": after, "holds": after <= needed.rms and in_time, "aimed": after <= aim.rms}
 
 
@@ -252,13 +271,13 @@ def draw(rows: list[Row], path: Path) -> None:
 def kept(path: Path, names: set[str]) -> tuple[list[Row], list[Row]]:
     """Rows and verdicts of an earlier run, of other problems than ``names``."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": [], "verdicts": []}
-    return tuple([r for r in earlier[key] if r["problem"] not in names] for key in ("results", "verdicts"))
+    rows, verdicts = ([r for r in earlier[key] if r["problem"] not in names] for key in ("results", "verdicts"))
+    return rows, verdicts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="beginnings of names of problems")
-    parser.add_argument("--trajectories", type=int, default=1024)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--assets", type=Path, default=HERE.parent / "docs" / "assets")
@@ -272,7 +291,7 @@ def main() -> None:
             continue
         for p in case.denoiser.parameters():
             p.requires_grad_(False)
-        more, verdict = study(case, given.trajectories * (1 if case.network else CLOSED))
+        more, verdict = study(case)
         print(verdict, flush=True)
         rows, verdicts = kept(given.results / "tuning.json", {case.name})
         conclude([*rows, *more], [*verdicts, verdict], order, given)  # after each: a long study may be cut short
