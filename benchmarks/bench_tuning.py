@@ -73,7 +73,7 @@ class Scale:
 
 
 #: Closed forms: evaluations cost next to nothing, and rare starts dominate the error.
-PLANE = Scale(teacher=160, trajectories=4096, budgets=(4, 5, 6, 8, 10), heats=())
+PLANE = Scale(teacher=160, trajectories=4096, budgets=(4, 5, 6, 8), heats=())
 WIDE = Scale(teacher=160, trajectories=2048, budgets=(5, 6, 8), heats=())
 #: Networks; with guidance an evaluation is two passes, and of a picture of 32 by 32 a pass takes ten times as long.
 DIGITS, GUIDED_DIGITS = Scale(budgets=(4, 5, 6, 8, 10), timed=True), Scale()
