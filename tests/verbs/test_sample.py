@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -153,8 +155,43 @@ def test_bad_words_raise_before_any_work(words, message):
 
 def test_a_plan_excludes_the_words_that_it_fixes():
     plan = rd.plan("ddim", PATH, steps=4)
-    with pytest.raises(InputError, match="leave out nfe"):
-        rd.sample(LAW.denoiser(PATH), 4, plan=plan, nfe=8)
+    denoiser, x = LAW.denoiser(PATH), torch.zeros(4, 2)
+    with pytest.raises(InputError, match="4 evaluations, not 8: leave out nfe"):
+        rd.sample(denoiser, 4, plan=plan, nfe=8)
+    said: list[dict[str, Any]] = [
+        {"steps": 4},
+        {"grid": torch.tensor([1.0, 0.5, 0.0])},
+        {"options": {"order": 2}},
+        {"end": 0.1},
+        {"solver": "unipc"},
+    ]
+    for words in said:
+        with pytest.raises(InputError, match=f"leave out {next(iter(words))}"):
+            rd.sample(denoiser, 4, plan=plan, **words)
+        with pytest.raises(InputError, match=f"leave out {next(iter(words))}"):
+            rd.invert(denoiser, x, plan=plan, **words)
+    with pytest.raises(InputError, match="leave out start"):
+        rd.backprop(denoiser, x, plan=plan, start=0.5)
+    assert rd.sample(denoiser, 4, plan=plan, nfe=4, **QUIET).nfe == 4
+
+
+def test_one_file_stands_for_the_plans_beside_it(tmp_path):
+    plans = {n: rd.plan("ddim", PATH, steps=n) for n in (3, 5)}
+    plans[5].save(tmp_path / "plan.json")
+    for n, plan in plans.items():
+        plan.save(tmp_path / f"plan-{n}.json")
+    plans[3].save(tmp_path / "plan-old-3.json")
+    for n in (3, 5, None):
+        words = {"plan": tmp_path / "plan.json", "nfe": n}
+        assert rd.sample(LAW.denoiser(PATH), 4, **words, **QUIET).nfe == (n or 5)
+        assert rd.Plan.load(tmp_path / "plan.json", nfe=n) == plans[n or 5]
+    with pytest.raises(InputError, match=r"5 evaluations, not of 4; beside it: 3 \(plan-3.json\), 5 \(plan-5.json\)$"):
+        rd.sample(LAW.denoiser(PATH), 4, plan=tmp_path / "plan.json", nfe=4)
+    plans[3].save(tmp_path / "plan-4.json")  # a name is not believed
+    with pytest.raises(InputError, match="not of 4"):
+        rd.Plan.load(tmp_path / "plan.json", nfe=4)
+    with pytest.raises(InputError, match=r"no plan-old-3-<evaluations>\.json"):
+        rd.Plan.load(tmp_path / "plan-old-3.json", nfe=9)
 
 
 def test_a_bare_network_is_refused_with_the_way_to_wrap_it():

@@ -14,7 +14,7 @@ the start, the denoiser outputs before it and the noises.  Two plans are the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -298,27 +298,69 @@ class Plan:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1))
 
     @staticmethod
-    def load(path: str | Path, process: Process | None = None) -> Plan:
-        """Read a plan from JSON."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is not a plan file: {error}") from error
-        if not isinstance(data, dict) or "code" not in data:
-            raise InputError(f"{path} is JSON but not a plan: it has no 'code'")
-        return Plan.from_dict(data, process)
+    def load(path: str | Path, process: Process | None = None, nfe: int | None = None) -> Plan:
+        """Read a plan from JSON.
+
+        Args:
+            path: the file; process: needed where the plan was made for one from code.
+            nfe: the plan of so many evaluations, of those that `tune` wrote: this file's, or that of
+                ``NAME-<nfe>.json`` beside it.
+
+        Raises:
+            InputError: not a plan file, or none with so many evaluations.
+        """
+        path = Path(path)
+        plan = _read(path, process)
+        if nfe is None or plan.nfe == nfe:
+            return plan
+        others = _beside(path)
+        if nfe in others and (other := _read(others[nfe], process)).nfe == nfe:
+            return other
+        there = ", ".join(f"{n} ({others[n].name})" for n in sorted(others)) or f"no {path.stem}-<evaluations>.json"
+        raise InputError(f"{path} is a plan of {plan.nfe} evaluations, not of {nfe}; beside it: {there}")
 
     def with_code(self, code: Iterable[Instruction]) -> Plan:
         """The same plan with other instructions (used by passes)."""
         return replace(self, code=tuple(code))
 
 
-def as_plan(value: Any, process: Process) -> Plan:
-    """A `Plan` from one, or from a file of one."""
-    plan = Plan.load(value, process) if isinstance(value, (str, Path)) else value
-    if not isinstance(plan, Plan):
+def as_plan(value: Any, process: Process, words: Mapping[str, Any], **usual: Any) -> Plan:
+    """A `Plan` from one or from a file; ``nfe`` among the words picks one of several (`Plan.load`).
+
+    The other words would say again what the plan says: refused, unless they are None, empty or the ``usual``.
+    """
+    empty = lambda word: word is None or (isinstance(word, dict) and not word)  # noqa: E731
+    said = {name: word for name, word in words.items() if name != "nfe" and not empty(word)}
+    given = [name for name, word in said.items() if not (name in usual and usual[name] == word)]
+    if given:
+        raise InputError(f"plan= fixes the solver and the grid; leave out {', '.join(given)}")
+    nfe = words.get("nfe")
+    if isinstance(value, (str, Path)):
+        return Plan.load(value, process, nfe)
+    if not isinstance(value, Plan):
         raise InputTypeError(f"plan is a Plan or a file of one, got {type(value).__name__}")
-    return plan
+    if nfe not in (None, value.nfe):
+        raise InputError(
+            f"this plan has {value.nfe} evaluations, not {nfe}: leave out nfe=, or pass a file that tune wrote with "
+            "others beside it"
+        )
+    return value
+
+
+def _read(path: Path, process: Process | None) -> Plan:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a plan file: {error}") from error
+    if not isinstance(data, dict) or "code" not in data:
+        raise InputError(f"{path} is JSON but not a plan: it has no 'code'")
+    return Plan.from_dict(data, process)
+
+
+def _beside(path: Path) -> dict[int, Path]:
+    """Files ``NAME-<evaluations>.json`` beside ``NAME.json``."""
+    named = {file: file.stem.removeprefix(f"{path.stem}-") for file in path.parent.glob("*.json")}
+    return {int(rest): file for file, rest in named.items() if rest.isdecimal()}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def backprop(
         x: states at the plan's start ``(n, *shape)``, in the model's units.
         solver, steps, nfe, grid, eta, start, end, options: what `retrodict.plan` takes; "bdia" with 20 evaluations by
             default.  Fresh noise of a stochastic plan is a constant, keyed by ``seed``.
-        plan: a `Plan` or a file of one, instead of those.
+        plan: a `Plan` or a file of one, instead of those; of several that `tune` wrote ``nfe`` picks one.
         guidance, condition: as for `sample`.
         mode: "reversible" keeps two states for any number of steps, of plans that can be run backward exactly (BDIA
             with gamma = 1); "recompute" keeps a state an evaluation, of any plan; both give the plan's own gradient to
@@ -103,7 +103,8 @@ def _plan(
 ) -> Plan:
     """The given plan, or one made from the words; the flow of "continuous" ends above sigma = 0."""
     if plan is not None:
-        return as_plan(plan, denoiser.process)
+        given = words | {"solver": solver, "options": options}
+        return as_plan(plan, denoiser.process, given, solver="bdia", start=1.0)
     if words["steps"] is None and words["nfe"] is None and (words["grid"] is None or isinstance(words["grid"], str)):
         words["nfe"] = 20
     if mode == "continuous" and words["end"] is None:

@@ -52,7 +52,7 @@ def invert(
         x: data ``(n, *shape)`` in the user's units, taken as the state at the plan's end; for rounding errors of 1e-12
             use a denoiser and data in float64.
         solver, steps, nfe, grid, options: what `retrodict.plan` takes; 20 evaluations by default.
-        plan: a `Plan` or a file of one, instead of those.
+        plan: a `Plan` or a file of one, instead of those and of end; of several that `tune` wrote ``nfe`` picks one.
         end: the time where the plan ends, above sigma = 0; None is the smallest that the process' grids visit.
         method: "exact" solves the plan's rows, "fixed-point" iterates, "encode" is DDIM run upward (an approximation of
             first order); "auto" is exact where the plan allows it, else the fixed point.
@@ -101,7 +101,8 @@ def _plan(
 ) -> Plan:
     """The given plan, or one made from the words that ends above sigma = 0."""
     if plan is not None:
-        return as_plan(plan, denoiser.process)
+        words = {"solver": solver, "steps": steps, "nfe": nfe, "grid": grid, "end": end, "options": options}
+        return as_plan(plan, denoiser.process, words, solver="bdia")
     smallest = float(getattr(denoiser.process, "t_min", 1e-3))
     budget = {"steps": steps, "nfe": 20 if steps is None and nfe is None else nfe}
     return make_plan(solver, denoiser.process, **budget, grid=grid, end=smallest if end is None else end, **options)

@@ -67,7 +67,7 @@ def sample(
         n: number of samples.
         solver, steps, nfe, grid, eta, start, end, options: what `retrodict.plan` takes; ``options`` go to the solver.
             By default ``solver="auto"`` with nfe 20 (64 steps for tokens).
-        plan: a `Plan` or a file of one, instead of those.
+        plan: a `Plan` or a file of one, instead of those; of several that `tune` wrote ``nfe`` picks one.
         guidance: classifier-free guidance scale w, (1 - w) null + w conditional; 1 is plainly conditional.
         population: "auto" (True if the denoiser carries weights and n >= 2), False, True (all samples are one
             population) or a `Population`, which makes ``n`` populations and returns one draw of each.
@@ -179,12 +179,7 @@ def _plan(
 ) -> Plan:
     """The given plan, or one made from the words."""
     if plan is not None:
-        given = [k for k, v in words.items() if v is not None and not (k == "start" and v == 1.0)]
-        if given or options or solver != "auto":
-            raise InputError(
-                f"plan= fixes the solver and the grid; leave out {', '.join(given) or 'solver and options'}"
-            )
-        return as_plan(plan, process)
+        return as_plan(plan, process, words | {"solver": solver, "options": options}, solver="auto", start=1.0)
     if words["steps"] is None and words["nfe"] is None and not _is_times(words["grid"]):
         words["steps" if process.state != "real" else "nfe"] = 64 if process.state != "real" else 20
     if solver == "auto":
