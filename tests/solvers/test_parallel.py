@@ -12,7 +12,7 @@ import torch
 import retrodict as rd
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
-from retrodict.solvers import Statistics, general, parallel, runtime, statistics
+from retrodict.solvers import Statistics, general, parallel, runtime, statistics, time_shifted
 from retrodict.solvers.parallel import METHODS, Parallel
 from retrodict.solvers.parallel_steps import recursion
 from solvers.solver_cases import FRONTIER, M8, ONE_ENDED, case_id, cases, interpolant
@@ -206,8 +206,22 @@ class TestSample:
             rd.sample(denoiser, 4, parallel="picard", shape=(2,))  # type: ignore[arg-type]
         with pytest.raises(InputError, match="keeps no trajectory"):
             rd.sample(denoiser, 4, parallel=True, trajectory=True)
-        with pytest.raises(InputError, match="only plans of linear rows"):
-            rd.sample(denoiser, 4, solver="step", steps=4, parallel=True)
+        with pytest.raises(InputError, match="no weights: pass population=False"):
+            rd.sample(denoiser, 4, parallel=True, population=True)
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"solver": "step", "steps": 4}, r"\('reverse-step'\) depend on the data: take a solver of linear rows"),
+            ({"solver": "pc", "steps": 4, "options": {"step": "norm"}}, r"\('langevin'\) depend on the data"),
+            ({"plan": time_shifted(rd.plan("ddim", VP, steps=4), 0.1)}, "times that depend on the data"),
+            ({"init": rd.invert(denoiser, M8.sample(4), steps=4)}, "a pair of states"),
+        ]
+        for words, match in refused:
+            with pytest.raises(
+                InputError, match=f"only plans of linear rows from one start run in parallel, .*{match}"
+            ):
+                rd.sample(denoiser, 4, parallel=True, progress=False, **words)
+        tokens = rd.exact.Atoms(torch.randint(0, 3, (5, 4))).denoiser(rd.Masked(3))
+        with pytest.raises(InputError, match=r"depend on the data: leave parallel= out$"):
+            rd.sample(tokens, 4, parallel=True, progress=False)
         with pytest.raises(InputError, match=r"quasi-newton.*Did you mean|known: jacobi"):
             Parallel("quasi-newtn")
         with pytest.raises(InputError, match="tolerance"):

@@ -22,7 +22,6 @@ from torch import Tensor
 from retrodict.core.errors import InputError
 from retrodict.solvers.passes import eliminate, last_uses
 from retrodict.solvers.plan import Call, Eval, Instruction, Plan, Row
-from retrodict.solvers.runtime import is_fast
 
 _ONE = -1  # where a fresh normal has its number: not drawn, but one
 
@@ -79,11 +78,12 @@ def recursion(plan: Plan) -> Steps:
         InputError: rows or times that depend on data, which are no linear maps of the state.
     """
     plan = plan.with_code([_row_of(c) for c in plan.code])
-    if not is_fast(plan) or any(isinstance(c, Eval) and c.clock is not None for c in plan.code):
+    why = _obstacle(plan)
+    if why:
+        instead = "take a solver of linear rows, such as 'dpm-solver++', or 'ddim' with any eta, or "
         raise InputError(
-            "only plans of linear rows from one start run in parallel: every solver of Gaussian paths but those whose "
-            "rows or times depend on data ('step', 'pc' with corrections), that have coefficients for each element, or "
-            "that carry a pair of states"
+            f"only plans of linear rows from one start run in parallel, and {why}: "
+            f"{instead if plan.process.state == 'real' else ''}leave parallel= out"
         )
     walk = _Walk(eliminate(plan))
     size = max(len(m) for m in walk.maps)
@@ -97,6 +97,18 @@ def recursion(plan: Plan) -> Steps:
     first[: len(walk.maps[0])] = walk.maps[0][:, 0]
     times, alpha = (np.array([getattr(c, name) for c in walk.nodes]) for name in ("t", "alpha"))
     return Steps(A, outputs, np.array(walk.read), times, alpha, first, tuple(walk.noise), 0)
+
+
+def _obstacle(plan: Plan) -> str:
+    """Why a plan is no recursion of linear maps, or nothing."""
+    if plan.paired:
+        return "this one carries a pair of states"
+    if any(isinstance(c, Eval) and c.clock is not None for c in plan.code):
+        return "this one asks at times that depend on the data"
+    called = next((c for c in plan.code if isinstance(c, Call)), None)
+    if called is not None and called.name == "affine":
+        return "this one has coefficients for each element (scalar statistics give it numbers)"
+    return "" if called is None else f"rows of this one ({called.name!r}) depend on the data"
 
 
 def _row_of(c: Instruction) -> Instruction:

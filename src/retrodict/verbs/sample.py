@@ -160,9 +160,11 @@ def _parallel(parallel: bool | Parallel, crowd: Population | None, trajectory: b
         raise InputTypeError(f"parallel is True, False or a Parallel, got {type(parallel).__name__}")
     if parallel is False:
         return None
-    if crowd is not None or trajectory:
+    if crowd is not None:
+        raise InputError("parallel=True carries no weights: pass population=False, or leave parallel= out")
+    if trajectory:
         raise InputError(
-            "parallel=True carries no weights and keeps no trajectory: pass population=False or leave it out"
+            "parallel=True keeps no trajectory, its states are guesses till the end: leave one of them out"
         )
     return Parallel() if parallel is True else parallel
 
