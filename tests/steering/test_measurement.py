@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import retrodict as rd
 from retrodict.core.errors import InputError
 from retrodict.core.noise import KeyedNoise
 from retrodict.data.scaling import Scale
-from retrodict.denoisers import Denoiser
+from retrodict.denoisers import Denoiser, Joint
 from retrodict.kernels import Belief
 from retrodict.steering import Measurement, Node, Steered
 
@@ -212,6 +213,59 @@ def test_a_diagonal_gram_is_a_shortcut() -> None:
     a, b = short.belief(x, 0.5), full.belief(x, 0.5)
     assert torch.allclose(a.mean, b.mean, rtol=0, atol=1e-9)
     assert torch.allclose(a.log_h, b.log_h, rtol=0, atol=1e-9)  # type: ignore[arg-type]
+
+
+def test_variables_side_by_side_have_a_variance_each() -> None:
+    """Two isotropic Gaussians of different width: the isotropic C is then exact, of linear and of other operators."""
+    process, means, v = rd.VP(), torch.tensor([[0.3, -1.0, 0.5, 2.0]], dtype=torch.float64), (2.0, 0.15)
+    laws = [rd.exact.GaussianMixture([1.0], m, [w]) for m, w in zip(means.split(2, 1), v)]
+    joint = Joint([law.denoiser(process) for law in laws])
+    C = torch.diag(torch.tensor([v[0], v[0], v[1], v[1]], dtype=torch.float64))
+    law = rd.exact.GaussianMixture([1.0], means, C[None])
+    for operator in (A, lambda x: x @ A.T):
+        cond = Steered(joint, [Measurement(Y, operator, noise=0.4).using("isotropic")])
+        for t in TIMES:
+            belief = cond.belief(X, t)
+            known = torch.tensor([exact_log_h(law, process, x, t, 0.4) for x in X], dtype=torch.float64)
+            assert torch.allclose(belief.mean, law.posterior(A, Y, 0.4).denoiser(process)(X, t), rtol=0, atol=1e-9)
+            assert belief.log_h is not None and torch.allclose(belief.log_h, known, rtol=0, atol=1e-9)
+
+
+def test_variables_decided_at_different_levels_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    narrow, wide = (rd.exact.GaussianMixture([1.0], [[0.0]], [v]).denoiser(rd.VP()) for v in (1e-4, 1.0))
+    product = Measurement([1.0], lambda v: v[:, :1] * v[:, 1:], noise=0.1)
+    Steered(Joint([wide, wide]), [product])
+    assert not caplog.records
+    Steered(Joint([wide, narrow]), [product])
+    assert "variances 1, 0.0001" in caplog.text
+
+
+def test_derivatives_taken_together_and_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C from one batched backward pass, in parts, and through a function that does not allow it."""
+
+    class Alone(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            seen.append(grads[0].shape)
+            return grads[0] * float(grads[0].isfinite().all())  # asks for a value, which a batch of vectors has not
+
+    class Opaque(Plain):
+        def belief(self, x: torch.Tensor, t: float | torch.Tensor, **condition: object) -> Belief:
+            return Belief(Alone.apply(super().belief(x, t).mean))  # type: ignore[arg-type]
+
+    seen: list[torch.Size] = []
+    denoiser, goal = mixture(5).denoiser(rd.VP()), Measurement(Y, A, noise=0.3)
+    known = Steered(denoiser, [goal]).belief(X, 0.5)
+    for plain, together in ((Plain(denoiser), 16), (Plain(denoiser), 1), (Opaque(denoiser), 16)):
+        monkeypatch.setattr(importlib.import_module("retrodict.steering.potential"), "TOGETHER", together)
+        belief = Steered(plain, [goal]).belief(X, 0.5)
+        assert torch.allclose(belief.mean, known.mean, rtol=0, atol=1e-9)
+        assert torch.allclose(belief.log_h, known.log_h, rtol=0, atol=1e-9)  # type: ignore[arg-type]
+    assert len(seen) >= 3  # the two rows of A one by one, and the shift
 
 
 @pytest.mark.parametrize("scale", [Scale(3.0, 2.0), Scale([0.5, -1.0, 2.0, 0.0], [2.0, 0.5, 1.5, 3.0])])

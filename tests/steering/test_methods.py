@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import retrodict as rd
 from retrodict.core.errors import InputError, InputTypeError
 from retrodict.core.noise import KeyedNoise
+from retrodict.data.scaling import Scale
 from retrodict.denoisers import Denoiser, Joint
 from retrodict.kernels import Belief
 from retrodict.solvers.plan import Call
@@ -195,6 +198,51 @@ def test_an_unknown_factor_has_a_prior_of_its_own() -> None:
     assert float((blind.mean() - known).abs().max()) > 0.2
     zetas = rd.condition(joint, goal, method="blind-dps", zeta=[0.3, 0.0], schedule="alpha")
     assert rd.sample(zetas, 4, steps=5, progress=False).x.shape == (4, 2)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_an_unknown_kernel_and_what_it_blurred(gradient: bool) -> None:
+    """Eight numbers around three shapes, blurred by one of three narrow kernels, by the potential that networks have.
+
+    Exact: given shape and kernel all is Gaussian but for the product of their widths, of which the variance is kept.
+    The kernels' probabilities (.05, .34, .61) of four pooled populations of 150: errors of three groups of seeds were
+    .005 to .023 with drift and .04 to .11 without, of the evidence .13 to .23.
+    """
+    d, taps, noise, width, wide = 8, 3, 0.5, 0.02, 0.3
+    family = torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.4, 0.3], [0.0, 0.5, 0.5]], dtype=torch.float64)
+    shapes = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0, 0, 1.0]]).double() * 2
+
+    def blurred(v: torch.Tensor) -> torch.Tensor:
+        return sum(v[:, d + j : d + j + 1] * v[:, :d].roll(j - 1, 1) for j in range(taps))  # type: ignore[return-value]
+
+    g = torch.Generator().manual_seed(6)
+    normal = lambda *n: torch.randn(*n, generator=g, dtype=torch.float64)  # noqa: E731
+    truth = torch.cat([shapes[1] + wide * normal(d), family[1] + width * normal(taps)])
+    y = (blurred(truth[None]) + noise * normal(1, d))[0]
+    logs = torch.zeros(3, 3, dtype=torch.float64)
+    for a, k in itertools.product(range(3), range(3)):
+        J = torch.func.jacrev(lambda v: blurred(v[None])[0])(torch.cat([shapes[a], family[k]]))
+        M = wide**2 * J[:, :d] @ J[:, :d].T + width**2 * J[:, d:] @ J[:, d:].T
+        M += (noise**2 + taps * (wide * width) ** 2) * torch.eye(d, dtype=torch.float64)
+        seen = blurred(torch.cat([shapes[a], family[k]])[None])[0]
+        logs[k, a] = torch.distributions.MultivariateNormal(seen, M).log_prob(y) - math.log(9)
+    known, evidence = torch.softmax(logs.flatten(), 0).reshape(3, 3).sum(1), float(logs.logsumexp((0, 1)))
+    process = rd.VP()
+    unit = float((family - family.mean(0)).square().mean().sqrt())
+    kernel = rd.exact.GaussianMixture(torch.ones(3), (family - family.mean(0)) / unit, [(width / unit) ** 2] * 3)
+    variables = [
+        rd.exact.GaussianMixture(torch.ones(3), shapes, [wide**2] * 3).denoiser(process),
+        kernel.denoiser(process),
+    ]
+    variables[1].scale = Scale(family.mean(0), unit)
+    cond = rd.condition(Joint(variables), Measurement(y, blurred, noise=noise), method="pigdm", gradient=gradient)
+    runs = [rd.sample(cond, 150, steps=50, progress=False, seed=seed) for seed in range(4)]
+    found = torch.zeros(3, dtype=torch.float64)
+    for out in runs:
+        found.index_add_(0, torch.cdist(out.x[:, d:].double(), family).argmin(1), out.weights.double() / 4)
+    assert float((found - known).abs().max()) < (0.08 if gradient else 0.16)
+    log_z = torch.stack([out.log_evidence for out in runs]).exp().mean().log()  # type: ignore[misc]
+    assert abs(float(log_z) - evidence) < 0.5
 
 
 def test_goals_that_are_no_measurements_are_left_alone() -> None:
