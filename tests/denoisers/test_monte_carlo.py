@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -30,19 +31,26 @@ def test_gaussian_target():
         assert bool((error < 3.5 * std / denoiser.effective.sqrt()[:, None]).all())
 
 
-def test_gradients_make_it_exact_for_gaussians_by_combination():
-    """Both estimates, each coordinate by inverse variance: never much worse than the better one, at any noise."""
+@pytest.mark.parametrize("time", [1.5, 0.5, 0.1, 0.02])
+def test_the_combination_is_better_than_both_estimates(time):
+    """At four times of the Ornstein-Uhlenbeck path, 200 draws, modes eight apart: root mean square errors of the score
+    over 400 states, by posterior means .12, .17, .13, .37, by the target score identity alone 2.6, .44, .13, .056, by
+    both .12, .15, .008, .050."""
+    alpha, sigma = math.exp(-time), math.sqrt(-math.expm1(-2 * time))
+    t = float(PATH.time_at(torch.tensor(math.log(alpha / sigma), dtype=torch.float64)))
     g = torch.Generator().manual_seed(0)
-    for t in (0.05, 0.2, 0.5):
-        x0 = TWO.sample(200, seed=1)
-        x = PATH.corrupt(x0, t, torch.randn(200, 1, generator=g, dtype=torch.float64))
-        exact = TWO.denoiser(PATH)(x, t)
-        rms = {}
-        for gradient in (False, True):
-            rms[gradient] = float(
-                (MonteCarlo(UNNORMALISED, PATH, (1,), 200, gradient)(x, t) - exact).square().mean().sqrt()
-            )
-        assert rms[True] <= 1.05 * rms[False]
+    x = PATH.corrupt(TWO.sample(400, seed=1), t, torch.randn(400, 1, generator=g, dtype=torch.float64))
+    exact, errors = TWO.denoiser(PATH)(x, t), torch.zeros(3, dtype=torch.float64)
+    for seed in range(6):
+        draws = (x + sigma * torch.randn(200, 400, 1, generator=g, dtype=torch.float64)) / alpha
+        flat = draws.flatten(0, 1).requires_grad_()
+        log_p = UNNORMALISED(flat)
+        slope = torch.autograd.grad(log_p.sum(), flat)[0].view_as(draws)
+        w = torch.softmax(log_p.detach().view(200, 400), 0).unsqueeze(-1)
+        found = [MonteCarlo(UNNORMALISED, PATH, (1,), 200, gradient, seed)(x, t) for gradient in (False, True)]
+        found.insert(1, x / alpha + (sigma / alpha) ** 2 * (w * slope).sum(0))
+        errors += torch.stack([(d - exact).square().mean() for d in found])
+    assert errors[2] <= errors[:2].min(), (alpha / sigma**2 * (errors / 6).sqrt()).tolist()
 
 
 def test_masses_of_two_far_modes():

@@ -27,10 +27,9 @@ def log_level(y: Tensor, sigma: Tensor) -> Tensor:
     return torch.logsumexp(-0.5 * square / variance - variance.log(), 1)
 
 
-def _chain(choose: Any = log_level, steps: int = 400, **more: Any) -> Any:
-    x = VE.corrupt(
-        LAW.sample(400, seed=0), 0.5, torch.randn(400, 2, generator=torch.Generator().manual_seed(1)).double()
-    )
+def _chain(choose: Any = log_level, steps: int = 400, chains: int = 400, **more: Any) -> Any:
+    z = torch.randn(chains, 2, generator=torch.Generator().manual_seed(1)).double()
+    x = VE.corrupt(LAW.sample(chains, seed=0), 0.5, z)
     words: dict[str, Any] = {"levels": 40, "range": (10.0, 0.05), "within": 0.09, "kappa": 0.1} | more
     return denoising_mcmc(LAW.denoiser(VE), choose, x, 0.5, blocks=steps // 10, skip=10, **words)
 
@@ -61,6 +60,21 @@ def test_accepted_or_rejected_long_steps_keep_the_law():
     """Ten times the step: within .012 of .2 with Metropolis' rule, off by more than .03 without it."""
     assert _mass(_chain(steps=300, kappa=1.0, metropolis=True)) == pytest.approx([0.2] * 5, abs=0.012)
     assert max(abs(m - 0.2) for m in _mass(_chain(steps=100, kappa=1.0))) > 0.03
+
+
+@pytest.mark.slow
+def test_long_chains_to_half_a_hundredth():
+    """500 chains of 1,200 steps: each fifth of log sigma within .005 of .2 with Metropolis' rule at the full step, and
+    within .01 without it at a tenth; each mode by a quarter within three standard errors, from the spread of chains
+    (eight comparisons: a false alarm at one seed in fifty)."""
+    for words, bound in (({"kappa": 1.0, "metropolis": True}, 0.005), ({"kappa": 0.1}, 0.01)):
+        walk = _chain(steps=1200, chains=500, **words)
+        assert _mass(walk) == pytest.approx([0.2] * 5, abs=bound)
+        signs = (walk.x[len(walk.x) // 4 :] > 0).long()
+        mode = 2 * signs[..., 0] + signs[..., 1]
+        for k in range(4):
+            share = (mode == k).double().mean(0)
+            assert abs(float(share.mean()) - 0.25) <= 3 * float(share.std()) / 500**0.5
 
 
 def _spread(process: Any, steps: int, **more: Any) -> tuple[float, list[float]]:
