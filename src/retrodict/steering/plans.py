@@ -28,6 +28,10 @@ from retrodict.solvers.generators.first_order import retention
 from retrodict.solvers.registry import Solver
 from retrodict.steering import calls as _calls
 
+#: Evaluations of a conditioned denoiser where none are asked for: first-order steps whose weights vary with their size
+#: want more than the high-order steps of plain generation.
+EVALUATIONS = 60
+
 
 def _plan(name: str, generate: Callable[..., int], grid: str = "logsnr") -> Solver:
     return Solver(name, generate, None, "always", 1.0, grid, claims=())

@@ -30,6 +30,7 @@ from retrodict.solvers.parallel import Parallel, ParallelRun
 from retrodict.solvers.parallel import run as run_parallel
 from retrodict.solvers.plan import as_plan
 from retrodict.steering import Steered
+from retrodict.steering.plans import EVALUATIONS
 from retrodict.verbs.samples import Samples, Trajectory
 
 
@@ -66,7 +67,7 @@ def sample(
         denoiser: what to run backward.
         n: number of samples.
         solver, steps, nfe, grid, eta, start, end, options: what `retrodict.plan` takes; ``options`` go to the solver.
-            By default ``solver="auto"`` with nfe 20 (64 steps for tokens).
+            By default ``solver="auto"`` with nfe 20, of a conditioned denoiser 60 (64 steps for tokens).
         plan: a `Plan` or a file of one, instead of those; of several that `tune` wrote ``nfe`` picks one.
         guidance: classifier-free guidance scale w, (1 - w) null + w conditional; 1 is plainly conditional.
         population: "auto" (True if the denoiser carries weights and n >= 2), False, True (all samples are one
@@ -99,7 +100,7 @@ def sample(
         if plan is not None:
             raise InputError("an inversion brings its own plan: leave out plan=")
         plan, init = init.plan, init.init
-    plan = _plan(denoiser.process, plan, solver, words, options or {}, guidance, crowd, preferred)
+    plan = _plan(denoiser, plan, solver, words, options or {}, guidance, crowd, preferred)
     _check_start(plan, init)
     _check_density(plan, denoiser, crowd)
     _check_ends(plan, x1)
@@ -170,7 +171,7 @@ def _parallel(parallel: bool | Parallel, crowd: Population | None, trajectory: b
 
 
 def _plan(
-    process: Process,
+    denoiser: Denoiser,
     plan: Any,
     solver: str,
     words: dict[str, Any],
@@ -180,13 +181,19 @@ def _plan(
     preferred: auto.Choice | None = None,
 ) -> Plan:
     """The given plan, or one made from the words."""
+    process = denoiser.process
     if plan is not None:
         return as_plan(plan, process, words | {"solver": solver, "options": options}, solver="auto", start=1.0)
     if words["steps"] is None and words["nfe"] is None and not _is_times(words["grid"]):
-        words["steps" if process.state != "real" else "nfe"] = 64 if process.state != "real" else 20
+        if process.state != "real":
+            words["steps"] = 64
+        else:
+            words["nfe"] = EVALUATIONS if isinstance(denoiser, Steered) else 20
     if solver == "auto":
         budget = words["nfe"] or words["steps"]
-        choice = preferred or auto.choose(process, budget, guidance=guidance, population=crowd is not None)
+        choice = preferred or auto.choose(
+            process, budget, guidance=guidance, population=crowd is not None, shape=denoiser.shape
+        )
         words = words | {
             "grid": choice.grid if words["grid"] is None else words["grid"],
             "eta": choice.eta if words["eta"] is None else words["eta"],
