@@ -12,6 +12,7 @@ import retrodict as rd
 from retrodict.denoisers import Denoiser
 from retrodict.exact import GaussianMixture
 from retrodict.processes import GaussianPath, Process
+from retrodict.solvers.cascade import Cascade
 
 #: Three isotropic components of standard deviation about .8.
 M8 = GaussianMixture(
@@ -160,6 +161,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "plms": [{"order": 2}, {"warmup": "heun"}, {"warmup": "runge-kutta"}],
     "rho-rk": [{"tableau": t} for t in ("midpoint", "kutta3", "heun3", "ralston3", "ssp3", "rk4", "bogacki-shampine")]
     + [{"kind": "velocity", "lacks": ("constant",)}, {"tableau": "midpoint", "kind": "flow"}],
+    "usf": [
+        {"kinds": ("noise",), "orders": (3,)},
+        {"kinds": ("flow",), "taus": ("angle",), "orders": (3,), "correctors": (False,)},
+        {"kinds": ("data",), "ratios": Cascade.fit({(5, 1.0): [1.1, 1.3, 0.8]})},
+        {"kinds": ("velocity",), "lacks": ("constant",)},
+    ],
     "unipc": [
         {"order": 1},
         {"order": 3},
@@ -180,7 +187,8 @@ def cases() -> list[tuple[str, dict[str, Any]]]:
 def case_id(case: tuple[str, dict[str, Any]]) -> str:
     """A readable test id."""
     name, options = case
-    shown = ",".join(f"{k}={v if not callable(v) else 'function'}" for k, v in options.items() if k != "lacks")
+    plain = lambda v: v if isinstance(v, (str, int, float, tuple)) else type(v).__name__  # noqa: E731
+    shown = ",".join(f"{k}={plain(v)}" for k, v in options.items() if k != "lacks")
     return f"{name}({shown})" if shown else name
 
 
