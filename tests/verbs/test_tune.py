@@ -54,7 +54,10 @@ def test_the_files_give_bitwise_the_same_samples(tuned, tmp_path):
     for name, nfe in (("plan.json", 4), ("plan-3.json", 3)):
         kept = rd.sample(MODEL, 8, plan=tmp_path / name, seed=5, progress=False)
         assert torch.equal(kept.x, rd.sample(MODEL, 8, plan=tuned.plans[nfe], seed=5, progress=False).x)
-        assert kept.nfe == nfe
+        picked = rd.sample(MODEL, 8, plan=tmp_path / "plan.json", nfe=nfe, seed=5, progress=False)
+        assert kept.nfe == picked.nfe == nfe and torch.equal(kept.x, picked.x)
+    with pytest.raises(InputError, match=r"not of 5; beside it: 3 \(plan-3.json\), 4 \(plan-4.json\)"):
+        rd.sample(MODEL, 8, plan=tmp_path / "plan.json", nfe=5)
     with pytest.raises(InputError, match="free coefficients"):
         tuned.plans[4].between(0.5)
     with pytest.raises(InputError, match="json"):

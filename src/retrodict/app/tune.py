@@ -121,9 +121,10 @@ def _report(tuned: rd.Tuned, folder: str, files: Sequence[Path]) -> Report:
         caption="Errors on the trajectories that choose among the methods, the best of each.",
     )
     guidance = f", guidance={tuned.guidance:g}" if tuned.guidance != 1 else ""
+    nfe = f", nfe={min(tuned.plans)}" if len(tuned.plans) > 1 else ""  # of several; without it, the one of most
     use = (
-        f'samples = rd.sample(denoiser, 64, plan="{files[0]}"{guidance})\n'
-        f'pipe.scheduler = rd.Plan.load("{files[0]}").to_diffusers(pipe.scheduler)'
+        f'samples = rd.sample(denoiser, 64, plan="{files[0]}"{nfe}{guidance})\n'
+        f'pipe.scheduler = rd.Plan.load("{files[0]}"{nfe}).to_diffusers(pipe.scheduler)'
     )
     plans = [block for nfe, plan in tuned.plans.items() for block in (Text(f"{nfe} evaluations"), plan_table(plan))]
     return Report(

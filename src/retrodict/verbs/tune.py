@@ -63,7 +63,7 @@ class Tuned:
 
     def save(self, path: str | Path) -> list[Path]:
         """Write ``path`` as a `Plan` file: the plan, or with several budgets that of the most evaluations, and each
-        budget's beside it as ``NAME-<evaluations>.json``.  Returns the files."""
+        budget's beside it as ``NAME-<evaluations>.json``.  Returns the files; ``plan=path, nfe=`` picks one of them."""
         path = Path(path)
         require(path.suffix == ".json", f"a plan is a .json file, got {path.name!r}")
         path.parent.mkdir(parents=True, exist_ok=True)
