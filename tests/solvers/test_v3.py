@@ -16,7 +16,7 @@ from retrodict.exact import GaussianMixture
 from retrodict.solvers import Statistics, statistics
 from retrodict.solvers.inversion import run
 from retrodict.solvers.statistics import exact_gaussian
-from solvers.solver_cases import M8, ONE_ENDED, starts
+from solvers.solver_cases import M8, ONE_ENDED, PAIR, starts
 
 VP: Any = ONE_ENDED["vp-linear"]
 WORDS: dict[str, Any] = {"steps": 7, "grid": "logsnr", "end": 1e-3}
@@ -26,7 +26,7 @@ FINE = np.linspace(-6, 8, 400)
 SMOOTH, SMOOTH_FINE = (
     Statistics(lam, 0.5 - 0.5 * np.tanh(lam), -0.5 - 0.5 * np.tanh(lam), 0.2 * np.exp(-(lam**2))) for lam in (LAM, FINE)
 )
-NARROW = GaussianMixture([0.2861, 0.4715, 0.2424], M8.means, [0.3102**2, 0.3835**2, 0.5964**2])
+NARROW = PAIR[0]
 
 
 def _out(plan: rd.Plan, denoiser: Any, x: torch.Tensor) -> torch.Tensor:
