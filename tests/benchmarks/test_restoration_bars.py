@@ -12,6 +12,7 @@ import torch
 
 import retrodict as rd
 
+KERNEL = "kernel unknown"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -34,12 +35,15 @@ def table(bench: Any, coverage: float, error: float, success: float) -> list[dic
         rows.append({"task": task, "method": "weights", "correction": "weighted", "error": error, "coverage": coverage})
         for method in ("dps", "diffpir", "daps"):
             rows.append({"task": task, "method": method, "correction": "none", "error": 0.2, "coverage": 0.1})
+    for task, method in ((KERNEL, "pigdm"), (f"{KERNEL}, exact prior", "weights")):
+        kernel = {"kernel_named": success, "kernel_distance": 1 - success, "mean_to_exact": 0.05}
+        rows.append({"task": task, "method": method, "correction": "weighted", "coverage": 0.9, **kernel})
     return [*rows, {"task": "phases lost", "method": "daps", "correction": "none", "success": success}]
 
 
 @pytest.mark.parametrize(
     ("numbers", "missed"),
-    [((0.9, 0.2, 1.0), 0), ((0.81, 0.2, 0.5), 0), ((0.78, 0.2, 1.0), 4), ((0.98, 0.2, 1.0), 4), ((0.9, 0.22, 0.4), 5)],
+    [((0.9, 0.2, 1.0), 0), ((0.81, 0.2, 0.75), 0), ((0.78, 0.2, 1.0), 4), ((0.98, 0.2, 1.0), 4), ((0.9, 0.22, 0.4), 7)],
 )
 def test_bars(bench: Any, numbers: tuple[float, float, float], missed: int) -> None:
     judged = bench.bars(table(bench, *numbers))
@@ -55,3 +59,22 @@ def test_an_unknown_kernel_blurs_as_a_known_one_does(bench: Any) -> None:
     for image, kernel, found in zip(x, family, seen):
         known = rd.operators.convolve(kernel.reshape(5, 5))(image[None])[0, 0]
         torch.testing.assert_close(found, known, atol=1e-5, rtol=1e-5)
+
+
+def test_the_exact_posterior_of_an_unknown_kernel(bench: Any) -> None:
+    """Against 40,000 draws of the prior, weighted by their likelihood: kernels within .02, the mean within .02."""
+    law, family = bench.digits_law(), bench.kernels()
+    means, n = law.means[:3], 40_000
+    g = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    a, k = (torch.randint(0, m, (n,), generator=g) for m in (3, 8))
+    v = torch.cat([means[a] + bench.BLUR * draw(n, 64), family[k] + bench.WIDTH * draw(n, 25)], 1)
+    y = bench.blurred(v[:1])[0] + 0.6 * draw(8, 8)
+    seen = torch.cat([bench.blurred(part) for part in v.split(2_000)])
+    weights = torch.softmax(-0.5 * ((y - seen) / 0.6).square().sum((1, 2)), 0)
+    assert 1 / float(weights.square().sum()) > 1_500
+    known = bench.blind_posterior(means, family, y, 0.6)
+    found = torch.zeros(8, dtype=torch.float64).index_add_(0, k, weights)
+    assert float(known.kernels.max()) < 0.9
+    torch.testing.assert_close(found, known.kernels, atol=0.02, rtol=0)
+    torch.testing.assert_close(weights @ v[:, :64], known.mean, atol=0.02, rtol=0)

@@ -25,7 +25,9 @@ class Joint(Denoiser):
     """Several denoisers side by side, on flattened states ``(batch, d_1 + d_2 + ...)``.
 
     Args:
-        denoisers: of independent variables, on one process, each with a known shape and without weights.
+        denoisers: of independent variables, on one process, each with a known shape and without weights.  A variable
+            is decided at noise levels around its own spread: scales that give all of them unit variance let one goal
+            steer them together.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser]) -> None:

@@ -3,7 +3,9 @@
 The particles of a population share ancestors, so its spread alone is too small; the union of several has more of it.
 Each has the same share of the pool.  Shares in proportion to their evidence would be right on average for any size, but
 estimates of the evidence vary by far more than the populations differ, so that one of them would take all; how much
-they vary is told instead (`Restored.populations`).  As the particles grow the two agree.
+they vary is told instead (`Restored.populations`).  As the particles grow the two agree.  Measured on digits blurred by
+an unknown kernel, populations of 32 to 48: evidences 2 to 10 nats apart, intervals of equal shares cover 85 to 92%, of
+shares by evidence 64 to 75%.
 """
 
 from __future__ import annotations
