@@ -170,7 +170,9 @@ def tuned(case: Case, nfe: int, sets: Sets) -> Row:
 
 def untuned(case: Case, nfe: int, sets: Sets) -> Row:
     """The winner of the race of untuned plans, told on the third set."""
-    first = tuning.race(candidates(case.denoiser.process, nfe, case.guidance), case.denoiser, sets.valid)[0]
+    first = tuning.race(
+        candidates(case.denoiser.process, nfe, case.guidance, case.denoiser.shape), case.denoiser, sets.valid
+    )[0]
     return {"evaluations": nfe, "start": first.name, "before": sets.test.error(case.denoiser, first.plan)}
 
 

@@ -10,11 +10,12 @@ import torch
 import retrodict as rd
 from retrodict.core.lin import Lin
 from retrodict.core.noise import KeyedNoise
+from retrodict.data import toys
 from retrodict.denoisers import Denoiser
 from retrodict.diagnostics.certificate import execute
 from retrodict.processes import GaussianPath
 from retrodict.solvers.auto import TABLE, choose
-from solvers.solver_cases import FRONTIER, M8, interpolant
+from solvers.solver_cases import FRONTIER, M8, Blurred, interpolant
 
 
 def _plan(process, nfe: int, **words) -> rd.Plan:
@@ -124,6 +125,42 @@ def test_the_table():
     assert [choose(vp, n, guidance=1.5) for n in (8, 9, 15)] == guided
     assert choose(vp, None) == plain[-1] and choose(vp, 20, guidance=7.5) == guided[-1]
     assert all(choice.options["kind"] == "flow" for choice in (*plain, *guided))
+
+
+class _Pictures(Blurred):
+    """Shapes of 32 by 32, each blurred by .15, as pictures ``(3, 32, 32)``."""
+
+    def __init__(self, process) -> None:
+        drawn = toys.shapes(200, torch.Generator().manual_seed(0), 32).x.double()
+        super().__init__(drawn.flatten(1) / 127.5 - 1, process)
+        self.shape = (3, 32, 32)
+
+    def forward(self, x, t, **condition):
+        return super().forward(x.flatten(1).double(), t).view_as(x).to(x)
+
+
+def test_pictures_of_more_pixels_are_decided_at_higher_noise():
+    """An exact law on 32 by 32: at 5, 10 and 20 evaluations the shift for its pixels has at most half of the error of
+    the shift for 8 by 8; .42, .21 and .01 were seen."""
+    denoiser = _Pictures(rd.VP("cosine"))
+    x = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    fine = rd.plan("adams", denoiser.process, nfe=80, grid={"name": "flow", "shift": 2.0}, kind="flow", corrector=True)
+    end = execute(fine, denoiser, x, KeyedNoise(0, 48))
+
+    def error(nfe: int, shape) -> float:
+        out = execute(_plan(denoiser.process, nfe, shape=shape), denoiser, x, KeyedNoise(0, 48))
+        return float((out - end).square().mean().sqrt())
+
+    for nfe in (5, 10, 20):
+        assert error(nfe, denoiser.shape) < 0.5 * error(nfe, None)
+    plan = rd.sample(denoiser, 1, nfe=5, progress=False).plan
+    assert plan.times == _plan(denoiser.process, 5, shape=denoiser.shape).times
+
+
+def test_shifts_by_shape():
+    shift = lambda shape: choose(rd.VP(), 20, shape=shape).grid["shift"]  # noqa: E731
+    shapes = [None, (2,), (64, 2), (1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 256, 256), (4, 64, 64), (16, 128, 128)]
+    assert [shift(s) for s in shapes] == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.6, 3.2, 3.2, 1.6, 3.2])
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 3, 5, 10])

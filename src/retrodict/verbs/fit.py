@@ -320,7 +320,7 @@ def _batches(
 def _finish(folder: RunFolder, denoiser: Denoiser, process: Process) -> None:
     """What a finished run holds beside its log: a default plan and, last, the weights."""
     steps = {"nfe": 20} if process.state == "real" else {"steps": 64}
-    choice = auto.choose(process, 20)
+    choice = auto.choose(process, 20, shape=denoiser.shape)
     make_plan(choice.solver, process, grid=choice.grid, eta=choice.eta, **steps, **choice.options).save(
         folder.path / "plan.json"
     )

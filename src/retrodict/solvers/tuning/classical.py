@@ -18,15 +18,8 @@ from retrodict.solvers.build import plan as make_plan
 from retrodict.solvers.plan import Plan
 from retrodict.solvers.tuning.trajectories import Trajectories
 
-#: Grids of the race; those of the flow family differ in where they are dense.
-GRIDS: tuple[Any, ...] = (
-    "logsnr",
-    "karras",
-    "uniform",
-    "quadratic",
-    "angle",
-    *({"name": "flow", "shift": shift} for shift in (0.3, 0.5, 0.7, 1.0)),
-)
+#: Grids of the race, and shifts of those of the flow family, which differ in where they are dense.
+GRIDS, SHIFTS = ("logsnr", "karras", "uniform", "quadratic", "angle"), (0.3, 0.5, 0.7, 1.0)
 #: ``(trajectories, survivors)`` of the heats before the final.
 HEATS = ((16, 32), (64, 8))
 
@@ -40,18 +33,23 @@ class Entry:
     error: float = float("inf")
 
 
-def candidates(process: Process, nfe: int, guidance: float = 1.0) -> list[Entry]:
-    """Deterministic multistep plans of exactly ``nfe`` evaluations, and what ``solver="auto"`` would do."""
-    choice = auto.choose(process, nfe, guidance=guidance)
+def candidates(process: Process, nfe: int, guidance: float = 1.0, shape: Sequence[int] | None = None) -> list[Entry]:
+    """Deterministic multistep plans of exactly ``nfe`` evaluations, and what ``solver="auto"`` would do.
+
+    Args:
+        shape: of one state, where it is known: pictures of many pixels want larger shifts (`auto.resolution`).
+    """
+    choice = auto.choose(process, nfe, guidance=guidance, shape=shape)
+    grids = [*GRIDS, *({"name": "flow", "shift": shift * auto.resolution(shape)} for shift in SHIFTS)]
     asked: list[tuple[str, str, dict[str, Any], Any]] = [("auto", choice.solver, choice.options, choice.grid)]
-    for grid, (kind, order, corrector) in product(GRIDS, product(_KINDS, (1, 2, 3, 4), (False, True))):
+    for grid, (kind, order, corrector) in product(grids, product(_KINDS, (1, 2, 3, 4), (False, True))):
         # first orders without a corrector are all DDIM, but for the velocity's
         if order <= nfe and (order > 1 or corrector or kind in ("data", "velocity")):
             words = {"order": order, "kind": kind, "corrector": corrector}
             asked.append((f"{kind} {order}{' corrected' if corrector else ''}", "adams", words, grid))
-    asked += [(f"dpm++2m{' final' if f else ''}", "dpm++2m", {"final": f}, g) for g, f in product(GRIDS, (True, False))]
-    asked += [(f"unipc {order}", "unipc", {"order": order}, grid) for grid, order in product(GRIDS, (2, 3))]
-    asked += [("deis tab", "deis", {"degree": degree}, grid) for grid, degree in product(GRIDS, (2, 3))]
+    asked += [(f"dpm++2m{' final' if f else ''}", "dpm++2m", {"final": f}, g) for g, f in product(grids, (True, False))]
+    asked += [(f"unipc {order}", "unipc", {"order": order}, grid) for grid, order in product(grids, (2, 3))]
+    asked += [("deis tab", "deis", {"degree": degree}, grid) for grid, degree in product(grids, (2, 3))]
     made = []
     for name, solver, options, grid in asked:
         try:

@@ -83,7 +83,7 @@ def rms(errors: Tensor) -> Tensor:
 
 def teacher(denoiser: Denoiser, nfe: int, guidance: float = 1.0) -> Plan:
     """The plan of many evaluations: the everyday choice of ``solver="auto"`` at that budget."""
-    choice = auto.choose(denoiser.process, nfe, guidance=guidance)
+    choice = auto.choose(denoiser.process, nfe, guidance=guidance, shape=denoiser.shape)
     return make_plan(choice.solver, denoiser.process, nfe=nfe, grid=choice.grid, eta=choice.eta, **choice.options)
 
 

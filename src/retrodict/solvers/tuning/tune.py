@@ -118,7 +118,9 @@ def tune_budget(
     """
     begun = time.perf_counter()
     tell = on_progress or (lambda stage: None)
-    finalists = race(candidates(denoiser.process, nfe, guidance), denoiser, sets.valid, on_heat=lambda: tell("race"))
+    finalists = race(
+        candidates(denoiser.process, nfe, guidance, denoiser.shape), denoiser, sets.valid, on_heat=lambda: tell("race")
+    )
     if not finalists:
         raise InputError(f"no classical plan of {nfe} evaluations runs on {denoiser.process!r}")
     work = _Work(denoiser, sets, scaled(effort or Effort(), denoiser), seed, save_memory, tell, finalists)
