@@ -9,7 +9,7 @@ tokens, counts, paths with matrix coefficients    the process' own reverse step
 a population that carries weights                 first-order steps with all of the noise (eta = 1), since
                                                   weights need densities
 a path with two ends                              second-order Adams-Bashforth of the flow
-a guidance scale above 3, fewer than 15           velocity on the angle, shifted by .7, and no corrector, which
+a guidance scale of 3 or more, fewer than 15      velocity on the angle, shifted by .7, and no corrector, which
 evaluations                                       overshoots there
 everything else: flow velocity, with a corrector  at most 6 evaluations: order 2, times shifted by .7
 in the angle, on the linear path's times          7 to 9: order 2, shifted by .6
@@ -82,7 +82,7 @@ class Case:
         return len(self.process.ends) == 2
 
 
-#: Above this scale, and below this number of evaluations, the corrector is left out.
+#: From this scale on, and below this number of evaluations, the corrector is left out.
 STRONG_GUIDANCE, FEW = 3.0, 15
 
 #: ``(most evaluations, order, shift of the times)`` of the everyday choice, plain and under guidance.
@@ -107,7 +107,7 @@ TABLE: tuple[tuple[Callable[[Case], bool], Choice], ...] = (
     (lambda case: case.population, Choice("ddim", grid="logsnr", eta=1.0)),
     (lambda case: case.two_ended, Choice("flow-ab")),
     (
-        lambda case: abs(case.guidance) > STRONG_GUIDANCE and (case.budget or FEW) < FEW,
+        lambda case: abs(case.guidance) >= STRONG_GUIDANCE and (case.budget or FEW) < FEW,
         _angle("velocity", 2, 0.7, corrector=False),
     ),
     *((_everyday(False, most), _angle("flow", order, shift)) for most, order, shift in PLAIN),
