@@ -19,7 +19,7 @@ from retrodict.solvers.plan import Plan
 from retrodict.solvers.tuning.trajectories import Trajectories
 
 #: Grids of the race, and shifts of those of the flow family, which differ in where they are dense.
-GRIDS, SHIFTS = ("logsnr", "karras", "uniform", "quadratic", "angle"), (0.3, 0.5, 0.7, 1.0)
+GRIDS, SHIFTS = ("logsnr", "karras", "uniform", "quadratic", "angle"), (0.3, 0.5, 0.7, 1.0, 2.0)
 #: ``(trajectories, survivors)`` of the heats before the final.
 HEATS = ((16, 32), (64, 8))
 
