@@ -216,6 +216,7 @@ NOTES = [
     "Error: rms Euclidean distance, over starts that had no say in tuning, to the teacher's end of the same start.",
     "Best untuned: the winner of a race of solvers, orders, correctors, grids and shifts on the set that chooses.",
     "diffusers: the best of its deterministic samplers with every grid and flag it offers, told the exact noise level.",
+    "Seconds: of the tuning, by the clock; other work ran beside all but the digits without guidance.",
     "Alone: the error that one method reaches by itself; tuned is all of them, one after another.",
     "Bars: networks at 5 evaluations within diffusers at 7, a budget of the digits under three minutes; plane "
     "mixtures at 6 within a quarter of the best classical plan of 6, chosen on the reported set itself.",
