@@ -39,16 +39,23 @@ def compiled(module: dict[str, Any], names: Sequence[str]) -> None:
 def each(kernel: Callable[..., None], series: int, *arrays: Sequence[Any] | np.ndarray) -> None:
     """``kernel(*(array[i] for each array))`` for every series i; shorter arrays (of one, say) are gone round."""
 
-    threads = min(torch.get_num_threads(), series)
-
-    def run(first: int) -> None:
-        for i in range(first, series, threads):
+    def share(first: int, step: int) -> None:
+        for i in range(first, series, step):
             kernel(*[array[i % len(array)] for array in arrays])
 
+    shared(share, series)
+
+
+def shared(kernel: Callable[..., None], series: int, *words: Any) -> None:
+    """``kernel(first, step, *words)`` on every thread: it treats the series first, first + step, and so on.
+
+    A kernel that goes over its series itself hands the interpreter's lock over once and not once a series.
+    """
+    threads = min(torch.get_num_threads(), series)
     if threads == 1:
-        run(0)
+        kernel(0, 1, *words)
     else:
-        list(_pool(threads).map(run, range(threads)))  # a kernel holds no lock while it runs
+        list(_pool(threads).map(lambda first: kernel(first, threads, *words), range(threads)))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The recursions of `loop` as compiled loops, one series a call, series on threads; also draws and the best path."""
+"""The recursions of `loop`, compiled: over time, and over a thread's share of the series; also draws and best paths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from retrodict.kernels.scans.finite.chain import FiniteChain
-from retrodict.kernels.scans.native import array, compiled, each
+from retrodict.kernels.scans.native import array, compiled, each, shared
 
+_MODEST = 100.0  # log potentials within this need no scale of their own
 _UNROLLED = 8  # chains of up to this many states get loops of their own
-KERNELS = ("forward_one", "backward_one", "smooth_one", "viterbi_one", "draw_one")
+KERNELS = (
+    "forward_one",
+    "backward_one",
+    "smooth_one",
+    "viterbi_one",
+    "draw_one",
+    "forward_share",
+    "backward_share",
+    "smooth_share",
+    "viterbi_share",
+)
 
 
 def forward_one(dims, p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
@@ -161,16 +172,43 @@ def draw_one(p0, P, w, u, path):  # type: ignore[no-untyped-def]
             path[k, m] = state
 
 
-def _ready(chain: FiniteChain) -> list[tuple[int, ...]]:
-    """Compile; the ``dims`` of chains of this size (see `gaussian.loops`), in a list of one."""
+def forward_share(first, step, dims, p0, P, g, alpha, total):  # type: ignore[no-untyped-def]
+    """`forward_one` for series first, first + step, ...; what has one row is shared by all."""
+    for i in range(first, len(g), step):
+        forward_one(dims, p0[i % len(p0)], P[i % len(P)], g[i], alpha[i % len(alpha)], total[i])
+
+
+def backward_share(first, step, dims, P, g, top, beta, logs):  # type: ignore[no-untyped-def]
+    """`backward_one` likewise."""
+    for i in range(first, len(g), step):
+        backward_one(dims, P[i % len(P)], g[i], top[i], beta[i], logs[i])
+
+
+def smooth_share(first, step, dims, p0, P, turned, g, found, total):  # type: ignore[no-untyped-def]
+    """`smooth_one` likewise."""
+    for i in range(first, len(g), step):
+        smooth_one(dims, p0[i % len(p0)], P[i % len(P)], turned[i % len(turned)], g[i], found[i], total[i])
+
+
+def viterbi_share(first, step, dims, log_p0, log_P, log_g, path, log_prob):  # type: ignore[no-untyped-def]
+    """`viterbi_one` likewise."""
+    for i in range(first, len(log_g), step):
+        viterbi_one(dims, log_p0[i % len(log_p0)], log_P[i % len(log_P)], log_g[i], path[i], log_prob[i])
+
+
+def _ready(chain: FiniteChain) -> tuple[int, ...]:
+    """Compile; the ``dims`` of chains of this size (see `gaussian.loops`)."""
     compiled(globals(), KERNELS)
-    return [(0,) * chain.states if chain.states <= _UNROLLED else ()]
+    return (0,) * chain.states if chain.states <= _UNROLLED else ()
 
 
 def _scaled(chain: FiniteChain) -> tuple[np.ndarray, np.ndarray]:
     """Potentials and their logs of largest values: torch takes exponentials several at once, a loop one by one."""
-    with torch.no_grad():
-        g, top = chain.scaled()
+    log_g = chain.log_g.detach()
+    low, high = torch.aminmax(log_g)
+    if -_MODEST < float(low) and float(high) < _MODEST:  # as they are: two passes over memory less
+        return array(log_g.exp()), np.zeros(log_g.shape[:2])
+    g, top = FiniteChain(chain.p0, chain.P, log_g).scaled()
     return array(g), array(top)
 
 
@@ -187,7 +225,7 @@ def evidence(chain: FiniteChain) -> Tensor:
 def _forward(chain: FiniteChain, alpha: np.ndarray) -> tuple[Tensor, Tensor]:
     dims, (g, top) = _ready(chain), _scaled(chain)
     total = np.empty((len(g), 1))
-    each(forward_one, len(g), dims, array(chain.p0), array(chain.P), g, alpha, total)
+    shared(forward_share, len(g), dims, array(chain.p0), array(chain.P), g, alpha, total)
     return torch.from_numpy(alpha), torch.from_numpy(total[:, 0] + top.sum(1))
 
 
@@ -195,7 +233,7 @@ def backward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """``beta (S, n+1, K)`` with largest entry one, and ``scale (S, n+1)``."""
     dims, (g, top) = _ready(chain), _scaled(chain)
     beta, logs = np.empty_like(g), np.empty_like(top)
-    each(backward_one, len(g), dims, array(chain.P.mT), g, top, beta, logs)
+    shared(backward_share, len(g), dims, array(chain.P.mT), g, top, beta, logs)
     return torch.from_numpy(beta), torch.from_numpy(logs)
 
 
@@ -203,7 +241,7 @@ def smooth(chain: FiniteChain) -> tuple[Tensor, Tensor, Tensor]:
     """Smoothed probabilities ``(S, n+1, K)``, log evidence ``(S,)``, smallest sum before normalisation ``(S,)``."""
     dims, (g, top) = _ready(chain), _scaled(chain)
     found, total = np.empty_like(g), np.empty((len(g), 2))
-    each(smooth_one, len(g), dims, array(chain.p0), array(chain.P), array(chain.P.mT), g, found, total)
+    shared(smooth_share, len(g), dims, array(chain.p0), array(chain.P), array(chain.P.mT), g, found, total)
     return torch.from_numpy(found), torch.from_numpy(total[:, 0] + top.sum(1)), torch.from_numpy(total[:, 1])
 
 
@@ -211,7 +249,7 @@ def viterbi(chain: FiniteChain) -> tuple[Tensor, Tensor]:
     """The most probable path ``(S, n+1)`` and its log joint probability ``(S,)``; ties go to the lower state."""
     dims, log_g = _ready(chain), array(chain.log_g)
     path, log_prob = np.empty(log_g.shape[:2], dtype=np.int64), np.empty((len(log_g), 1))
-    each(viterbi_one, len(log_g), dims, array(chain.p0.log()), array(chain.P.log()), log_g, path, log_prob)
+    shared(viterbi_share, len(log_g), dims, array(chain.p0.log()), array(chain.P.log()), log_g, path, log_prob)
     return torch.from_numpy(path), torch.from_numpy(log_prob[:, 0])
 
 
