@@ -13,7 +13,7 @@ Bars, on that third set:
   6, ours or theirs;
 - digits without guidance: a budget takes under three minutes on two cores.
 
-    python benchmarks/bench_tuning.py [--only NAME ...] [--threads N]
+    python benchmarks/bench_tuning.py [--only NAME ...] [--evaluations 5 ...] [--threads N]
 
 Prints a table and writes ``benchmarks/results/tuning.json``, ``.md`` and ``docs/assets/tuning.svg``; with ``--only``
 the rows of the other problems stay.  Exit status 1 if a bar is missed.
@@ -25,7 +25,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,7 @@ def kept(path: Path, names: set[str]) -> tuple[list[Row], list[Row]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="beginnings of names of problems")
+    parser.add_argument("--evaluations", nargs="*", type=int, help="budgets that are tuned, instead of each problem's")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--assets", type=Path, default=HERE.parent / "docs" / "assets")
@@ -292,6 +293,8 @@ def main() -> None:
         order.append(case.name)
         if given.only and not any(case.name.startswith(word) for word in given.only):
             continue
+        if given.evaluations:
+            case = replace(case, scale=replace(case.scale, budgets=tuple(given.evaluations)))
         for p in case.denoiser.parameters():
             p.requires_grad_(False)
         more, verdict = study(case)
