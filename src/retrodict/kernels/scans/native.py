@@ -52,10 +52,10 @@ def shared(kernel: Callable[..., None], series: int, *words: Any) -> None:
     A kernel that goes over its series itself hands the interpreter's lock over once and not once a series.
     """
     threads = min(torch.get_num_threads(), series)
-    if threads == 1:
-        kernel(0, 1, *words)
-    else:
-        list(_pool(threads).map(lambda first: kernel(first, threads, *words), range(threads)))
+    others = [_pool(threads).submit(kernel, first, threads, *words) for first in range(1, threads)]
+    kernel(0, threads, *words)
+    for other in others:
+        other.result()
 
 
 @cache

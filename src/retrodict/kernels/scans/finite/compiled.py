@@ -203,13 +203,14 @@ def _ready(chain: FiniteChain) -> tuple[int, ...]:
 
 
 def _scaled(chain: FiniteChain) -> tuple[np.ndarray, np.ndarray]:
-    """Potentials and their logs of largest values: torch takes exponentials several at once, a loop one by one."""
-    log_g = chain.log_g.detach()
-    low, high = torch.aminmax(log_g)
-    if -_MODEST < float(low) and float(high) < _MODEST:  # as they are: two passes over memory less
-        return array(log_g.exp()), np.zeros(log_g.shape[:2])
-    g, top = FiniteChain(chain.p0, chain.P, log_g).scaled()
-    return array(g), array(top)
+    """Potentials and the logs of their largest values, by NumPy: it takes exponentials several at once, a loop one by
+    one, and torch's threads would still spin on the cores that the loops want."""
+    log_g = array(chain.log_g)
+    if -_MODEST < log_g.min() and log_g.max() < _MODEST:  # as they are: two passes over memory less
+        return np.exp(log_g), np.zeros(log_g.shape[:2])
+    top = log_g.max(-1)
+    top[np.isinf(top)] = 0.0
+    return np.exp(log_g - top[..., None]), top
 
 
 def forward(chain: FiniteChain) -> tuple[Tensor, Tensor]:
