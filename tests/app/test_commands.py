@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 import retrodict as rd
+from app.console import run
 from retrodict.app import cli
 from retrodict.app.blocks import contact_sheet, interval
 from retrodict.app.options import parse_conditions, parse_process
@@ -29,12 +30,6 @@ from retrodict.processes import processes as registry
 TINY = ["--set", "batch_size=16", "--set", "progress=false", "--device", "cpu"]
 SMALL_UNET = 'network_options={"channels":[8,8],"blocks":1,"attention":[]}'
 SMALL_TRANSFORMER = 'network_options={"hidden":16,"depth":1,"heads":2}'
-
-
-def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
