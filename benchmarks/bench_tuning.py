@@ -7,16 +7,17 @@ and everything here is told on a third.  At one budget each method is told on it
 
 Bars, on that third set:
 
-- networks: the tuned plan of 5 evaluations is within the error of the best untuned diffusers sampler, on its best
+- everywhere: the tuned plan of 5 evaluations is within the error of the best untuned diffusers sampler, on its best
   grid, at 7 (8 is told beside it);
 - both plane mixtures: the tuned plan of 6 evaluations has at most a quarter of the error of the best classical plan of
   6, ours or theirs;
 - digits without guidance: a budget takes under three minutes on two cores.
 
-    python benchmarks/bench_tuning.py [--only NAME ...] [--evaluations 5 ...] [--threads N]
+    python benchmarks/bench_tuning.py [--only NAME ...] [--evaluations 5 ...] [--resume] [--threads N]
 
-Prints a table and writes ``benchmarks/results/tuning.json``, ``.md`` and ``docs/assets/tuning.svg``; with ``--only``
-the rows of the other problems stay.  Exit status 1 if a bar is missed.
+Prints rows and writes ``benchmarks/results/tuning.json``, ``.md`` and ``docs/assets/tuning.svg`` after each; rows of
+other problems and budgets stay, and with ``--resume`` those of this one that are there are not run again.  Exit status
+1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,14 @@ from retrodict.denoisers import Denoiser, Guided
 from retrodict.exact import GaussianMixture
 from retrodict.solvers import tuning
 from retrodict.solvers.tuning import METHODS, Effort, Sets, Trajectories, candidates, teach, teacher, tune_budget
+from retrodict.solvers.tuning.classical import HEATS
 
 HERE = Path(__file__).parent
-UNTUNED = (3, 15, 20)
 TUNED_AT, BAR_AT, AIM_AT = 5, 7, 8
+UNTUNED = (3, BAR_AT, AIM_AT, 15, 20)
 MIXTURE_AT, MIXTURE_BAR, SECONDS_BAR = 6, 0.25, 180.0
+#: Problems of the bar of mixtures, and of that of time.
+JUDGED, TIMED = ("frontier", "M.8"), ("digits, guidance 1",)
 
 Row = dict[str, Any]
 
@@ -59,25 +63,27 @@ class Scale:
 
     Attributes:
         teacher: evaluations of the teacher; trajectories: to learn from, half as many to choose and to tell.
-        budgets: that are tuned; heats: ``(starts, survivors)`` of the diffusers' race before the final.
-        alone: whether each method is told by itself; timed: whether a budget may take three minutes at most.
+        budgets: that are tuned; heats: ``(starts, survivors)`` of the diffusers' race before the final; ours: of our
+            own where nothing is tuned.
+        alone: whether each method is told by itself.
     """
 
     teacher: int = 60
     trajectories: int = 1024
     budgets: tuple[int, ...] = (5, 8)
     heats: tuple[tuple[int, int], ...] = ((16, 40), (64, 6))
+    ours: tuple[tuple[int, int], ...] = HEATS
     effort: Effort = field(default_factory=Effort)
     alone: bool = True
-    timed: bool = False
 
 
 #: Closed forms: evaluations cost next to nothing, and rare starts dominate the error.
 PLANE = Scale(teacher=160, trajectories=4096, budgets=(4, 5, 6, 8), heats=())
 WIDE = Scale(teacher=160, trajectories=2048, budgets=(5, 6, 8), heats=())
 #: Networks; with guidance an evaluation is two passes, and of a picture of 32 by 32 a pass takes ten times as long.
-DIGITS, GUIDED_DIGITS = Scale(budgets=(4, 5, 6, 8, 10), timed=True), Scale()
-SHAPES = Scale(40, 512, (5,), ((4, 40), (16, 12), (64, 4)), Effort(steps=72, batch=96), alone=False)
+DIGITS, GUIDED_DIGITS = Scale(budgets=(4, 5, 6, 8, 10)), Scale()
+FEWER = ((4, 24), (16, 8), (64, 3))
+SHAPES = Scale(40, 512, (5,), FEWER, FEWER, Effort(steps=72, batch=96), alone=False)
 
 
 @dataclass(frozen=True)
@@ -142,19 +148,19 @@ def problem_of(case: Case, test: Trajectories) -> Problem:
     return Problem(path, denoise, test.start.double() / scale, test.end.double())  # type: ignore[arg-type]
 
 
-def study(case: Case) -> tuple[list[Row], Row]:
-    """Rows of every budget, and how the bars of the problem stand."""
-    sets, budgets = sets_of(case), case.scale.budgets
+def study(case: Case, budgets: Sequence[int]) -> Iterator[Row]:
+    """A row a budget, those of the bars first."""
+    sets = sets_of(case)
     problem = problem_of(case, sets.test)
     theirs: list[Any] = [p for p in diffusers_peers(problem) if not p.tuned]
-    rows = []
-    for nfe in sorted({*budgets, *UNTUNED}):
-        row = tuned(case, nfe, sets) if nfe in budgets else untuned(case, nfe, sets)
+    for nfe in sorted(budgets, key=lambda nfe: (nfe not in (TUNED_AT, BAR_AT, AIM_AT), nfe)):
+        row = tuned(case, nfe, sets) if nfe in case.scale.budgets else untuned(case, nfe, sets)
         rival = race(theirs, problem, nfe, case.scale.heats)[0][0]
-        rows.append({"problem": case.name, **row, "diffusers": rival.rms, "diffusers_name": rival.runner.name})
-        print(json.dumps(rows[-1]), flush=True)
-    at = {row["evaluations"]: row for row in rows}
-    return rows, network_bar(case, at, theirs, problem) if case.network else mixture_bar(case, at, theirs, problem)
+        row |= {"problem": case.name, "diffusers": rival.rms, "diffusers_name": rival.runner.name}
+        if nfe == MIXTURE_AT and not case.network:  # chosen on the third set itself: the hardest rival there is
+            best = race([*named(GRIDS), *theirs], problem, nfe)[0][0]
+            row |= {"classical": best.rms, "classical_name": best.runner.name}
+        yield row
 
 
 def tuned(case: Case, nfe: int, sets: Sets) -> Row:
@@ -170,31 +176,49 @@ def tuned(case: Case, nfe: int, sets: Sets) -> Row:
 
 def untuned(case: Case, nfe: int, sets: Sets) -> Row:
     """The winner of the race of untuned plans, told on the third set."""
-    first = tuning.race(
-        candidates(case.denoiser.process, nfe, case.guidance, case.denoiser.shape), case.denoiser, sets.valid
-    )[0]
+    entrants = candidates(case.denoiser.process, nfe, case.guidance, case.denoiser.shape)
+    first = tuning.race(entrants, case.denoiser, sets.valid, case.scale.ours)[0]
     return {"evaluations": nfe, "start": first.name, "before": sets.test.error(case.denoiser, first.plan)}
 
 
-def network_bar(case: Case, at: dict[int, Row], theirs: list[Any], problem: Problem) -> Row:
-    """The tuned plan of 5 evaluations against diffusers at 7 and 8, and the time of a budget."""
-    needed, aim = (race(theirs, problem, nfe, case.scale.heats)[0][0] for nfe in (BAR_AT, AIM_AT))
-    slowest = max(row.get("seconds", 0.0) for row in at.values())
-    verdict: Row = {"problem": case.name, "slowest": slowest, "timed": case.scale.timed}
-    verdict |= {"bar": needed.rms, "bar_name": needed.runner.name, "aim": aim.rms, "aim_name": aim.runner.name}
-    after = at[TUNED_AT]["after"]
-    in_time = slowest <= SECONDS_BAR or not case.scale.timed
-    return verdict | {"tuned": after, "holds": after <= needed.rms and in_time, "aimed": after <= aim.rms}
+# -- bars -------------------------------------------------------------------------------------------------------------
 
 
-def mixture_bar(case: Case, at: dict[int, Row], theirs: list[Any], problem: Problem) -> Row:
-    """The tuned plan of 6 evaluations against everything classical of 6, each judged on the third set itself."""
-    entrants: list[Any] = [*named(GRIDS), *theirs]
-    best = race(entrants, problem, MIXTURE_AT)[0][0]
-    after = at[MIXTURE_AT]["after"]
-    judged = case.shape == (2,)
-    verdict = {"problem": case.name, "tuned": after, "bar": MIXTURE_BAR * best.rms, "bar_name": best.runner.name}
-    return verdict | {"holds": after <= MIXTURE_BAR * best.rms if judged else None, "classical": best.rms}
+@dataclass(frozen=True)
+class Bar:
+    """A number that may not pass a limit; ``judged`` False where it is only told."""
+
+    problem: str
+    evaluations: int
+    what: str
+    value: float
+    limit: float
+    judged: bool = True
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.limit
+
+    def __str__(self) -> str:
+        verdict = ("holds" if self.holds else "MISSED") if self.judged else "reached" if self.holds else "not reached"
+        return f"{self.what} {self.limit:.4g}: {verdict}"
+
+
+def bars(rows: list[Row]) -> Iterator[Bar]:
+    """Every bar of which both sides are measured."""
+    at = {(r["problem"], r["evaluations"]): r for r in rows}
+    for (problem, nfe), row in at.items():
+        if "after" not in row:
+            continue
+        if nfe == TUNED_AT:
+            for budget, judged in ((BAR_AT, True), (AIM_AT, False)):
+                if rival := at.get((problem, budget)):
+                    yield Bar(problem, nfe, f"diffusers at {budget}", row["after"], rival["diffusers"], judged)
+        if nfe == MIXTURE_AT and "classical" in row:
+            limit = MIXTURE_BAR * row["classical"]
+            yield Bar(problem, nfe, "a quarter of classical", row["after"], limit, problem in JUDGED)
+        if problem in TIMED:
+            yield Bar(problem, nfe, "seconds", row["seconds"], SECONDS_BAR)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -209,7 +233,7 @@ COLUMNS = [
     "diffusers",
     "seconds",
     "alone",
-    "verdict",
+    "bars",
 ]
 WHAT = "Plans tuned for a model, beside the best untuned ones of ours and of diffusers."
 NOTES = [
@@ -218,29 +242,25 @@ NOTES = [
     "diffusers: the best of its deterministic samplers with every grid and flag it offers, told the exact noise level.",
     "Seconds: of the tuning, by the clock; other work ran beside all but the digits without guidance.",
     "Alone: the error that one method reaches by itself; tuned is all of them, one after another.",
-    "Bars: networks at 5 evaluations within diffusers at 7, a budget of the digits under three minutes; plane "
+    "Bars: 5 evaluations within diffusers at 7, and as an aim at 8; a budget of the digits under three minutes; plane "
     "mixtures at 6 within a quarter of the best classical plan of 6, chosen on the reported set itself.",
 ]
 
 
-def table(rows: list[Row], verdicts: list[Row]) -> list[list[str]]:
-    return [line(r, next(v for v in verdicts if v["problem"] == r["problem"])) for r in rows]
+def table(rows: list[Row]) -> list[list[str]]:
+    known = list(bars(rows))
+    return [line(r, [b for b in known if (b.problem, b.evaluations) == (r["problem"], r["evaluations"])]) for r in rows]
 
 
-def line(r: Row, verdict: Row) -> list[str]:
-    """A row as text, with the verdict where the bar is."""
-    network = "aim" in verdict
-    text = ""
-    if r["evaluations"] == (TUNED_AT if network else MIXTURE_AT) and verdict["holds"] is not None:
-        text = f"bar {verdict['bar']:.4g}: {'holds' if verdict['holds'] else 'MISSED'}"
-        if network:
-            text += f"; aim {verdict['aim']:.4g}: {'reached' if verdict['aimed'] else 'not reached'}"
+def line(r: Row, own: list[Bar]) -> list[str]:
+    """A row as text, with the bars that it has to pass."""
     before, theirs = f"{r['before']:.4g} {r['start']}", f"{r['diffusers']:.4g}"
     if "after" not in r:
         return [r["problem"], str(r["evaluations"]), before, "", "", "", theirs, "", "", ""]
     ratio = f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"
     alone = ", ".join(f"{name} {error:.4g}" for name, error in r["alone"].items())
-    found = [f"{r['after']:.4g}", ratio, r["method"], theirs, f"{r['seconds']:.0f}", alone, text]
+    seconds = f"{r['seconds']:.0f}" + (", more trajectories would help" if r["more_trajectories"] else "")
+    found = [f"{r['after']:.4g}", ratio, r["method"], theirs, seconds, alone, "; ".join(map(str, own))]
     return [r["problem"], str(r["evaluations"]), before, *found]
 
 
@@ -258,11 +278,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
     for axes, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names):
         own = [r for r in rows if r["problem"] == name]
-        for key, label, marker in (
-            ("diffusers", "diffusers", "^"),
-            ("before", "untuned", "o"),
-            ("after", "tuned", "s"),
-        ):
+        for key, label, marker in CURVES:
             told = [r for r in own if key in r]
             axes.plot([r["evaluations"] for r in told], [r[key] for r in told], marker=marker, label=label)
         axes.set(title=name, xlabel="evaluations", ylabel="error", yscale="log", xticks=[3, 5, 8, 10, 15, 20])
@@ -271,46 +287,45 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.savefig(path)
 
 
-def kept(path: Path, names: set[str]) -> tuple[list[Row], list[Row]]:
-    """Rows and verdicts of an earlier run, of other problems than ``names``."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": [], "verdicts": []}
-    rows, verdicts = ([r for r in earlier[key] if r["problem"] not in names] for key in ("results", "verdicts"))
-    return rows, verdicts
+def earlier(results: Path) -> list[Row]:
+    """Rows that were written before."""
+    path = results / "tuning.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="beginnings of names of problems")
-    parser.add_argument("--evaluations", nargs="*", type=int, help="budgets that are tuned, instead of each problem's")
+    parser.add_argument("--evaluations", nargs="*", type=int, help="budgets, instead of each problem's")
+    parser.add_argument("--resume", action="store_true", help="budgets that have a row are not run again")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--assets", type=Path, default=HERE.parent / "docs" / "assets")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    order = []
-    for case in cases():
-        order.append(case.name)
+    every = list(cases())
+    order = [case.name for case in every]
+    for case in every:
         if given.only and not any(case.name.startswith(word) for word in given.only):
             continue
-        if given.evaluations:
-            case = replace(case, scale=replace(case.scale, budgets=tuple(given.evaluations)))
         for p in case.denoiser.parameters():
             p.requires_grad_(False)
-        more, verdict = study(case)
-        print(verdict, flush=True)
-        rows, verdicts = kept(given.results / "tuning.json", {case.name})
-        conclude([*rows, *more], [*verdicts, verdict], order, given)  # after each: a long study may be cut short
-    if not all(v["holds"] in (None, True) for v in kept(given.results / "tuning.json", set())[1]):
+        there = {r["evaluations"] for r in earlier(given.results) if r["problem"] == case.name and given.resume}
+        wanted = {*given.evaluations} if given.evaluations else {*case.scale.budgets, *UNTUNED}
+        for row in study(case, sorted(wanted - there)):
+            print(json.dumps(row), flush=True)
+            record(row, order, given)  # after each: a long study may be cut short
+    if not all(bar.holds for bar in bars(earlier(given.results)) if bar.judged):
         sys.exit("some bars do not hold")
 
 
-def conclude(rows: list[Row], verdicts: list[Row], order: list[str], given: argparse.Namespace) -> None:
-    """Write everything that is known, problems in their order."""
-    place = {name: i for i, name in enumerate(order)}
-    rows.sort(key=lambda r: (place.get(r["problem"], len(order)), r["evaluations"]))
-    found = content("tuning", WHAT, COLUMNS, table(rows, verdicts), NOTES)
-    found |= {"results": rows, "verdicts": verdicts}
+def record(row: Row, order: list[str], given: argparse.Namespace) -> None:
+    """Write a row among those that there are, problems in their order."""
+    key = (row["problem"], row["evaluations"])
+    rows = [r for r in earlier(given.results) if (r["problem"], r["evaluations"]) != key] + [row]
+    rows.sort(key=lambda r: (order.index(r["problem"]) if r["problem"] in order else len(order), r["evaluations"]))
+    found = content("tuning", WHAT, COLUMNS, table(rows), NOTES) | {"results": rows}
     write(found, json.dumps(found, indent=1) + "\n", given.results, "tuning.svg", "Error of tuned and untuned plans")
     draw(rows, given.assets / "tuning.svg")
 
