@@ -138,3 +138,21 @@ def test_an_unfinished_run_cannot_be_loaded(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="not finished"):
         rd.load(folder)
+
+
+def test_a_repository_of_the_hub_loads_as_a_folder_does(tmp_path, monkeypatch):
+    """Through the hub's own code and a cache as it lays one out; nothing is fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--someone--points"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    denoiser = rd.fit(rd.VP(), _points(), steps=2, **TINY)
+    rd.save(denoiser, cached / "snapshots" / commit)
+    words = {"seed": 3, "nfe": 4, "progress": False}
+    assert torch.equal(rd.sample(rd.load("someone/points"), 5, **words).x, rd.sample(denoiser.eval(), 5, **words).x)
+    with pytest.raises(InputError, match="no folder runs/nothing under .* no such repository could be fetched"):
+        rd.load("runs/nothing")
+    with pytest.raises(InputError, match="could be fetched from the Hub: Repo id must"):
+        rd.load("runs/no thing")

@@ -82,6 +82,9 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Denois
     Args:
         source: a folder with ``config.json`` and ``model.safetensors``, or "owner/name" on the Hub.
         device: where to put it; None is the CPU.
+
+    Raises:
+        InputError: there is no such folder or repository, or the run is not finished.
     """
     folder = _folder(source)
     config = read_json(folder / "config.json", "run configuration")
@@ -104,9 +107,25 @@ def _folder(source: str | Path) -> Path:
     text = str(source)
     if folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise InputError(f"{text!r} is neither a run folder nor a Hub id of the form owner/name")
+    return _fetched(text)
+
+
+def _fetched(name: str) -> Path:
+    """A repository of the Hub as a folder here.
+
+    Raises:
+        InputError: it is not in the cache and cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(text, allow_patterns=["config.json", "model.safetensors", "plan.json"]))
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "plan.json"]))
+    except (OSError, ValueError) as error:  # all that the hub raises, whatever its version
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"there is no folder {name} under {Path.cwd()}, and no such repository could be fetched from the Hub: "
+            f"{reason}"
+        ) from None
 
 
 def plain(value: Any) -> Any:
