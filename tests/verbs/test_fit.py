@@ -152,7 +152,7 @@ def test_a_repository_of_the_hub_loads_as_a_folder_does(tmp_path, monkeypatch):
     rd.save(denoiser, cached / "snapshots" / commit)
     words = {"seed": 3, "nfe": 4, "progress": False}
     assert torch.equal(rd.sample(rd.load("someone/points"), 5, **words).x, rd.sample(denoiser.eval(), 5, **words).x)
-    with pytest.raises(InputError, match="no folder runs/nothing under .* no such repository could be fetched"):
+    with pytest.raises(InputError, match=r"no folder runs/nothing under .* no such repository could be fetched"):
         rd.load("runs/nothing")
     with pytest.raises(InputError, match="could be fetched from the Hub: Repo id must"):
         rd.load("runs/no thing")
