@@ -11,7 +11,7 @@ import retrodict as rd
 from retrodict.core.lin import Lin
 from retrodict.core.noise import KeyedNoise
 from retrodict.data import toys
-from retrodict.denoisers import Denoiser
+from retrodict.denoisers import Denoiser, Product
 from retrodict.diagnostics.certificate import execute
 from retrodict.processes import GaussianPath
 from retrodict.solvers.auto import TABLE, choose
@@ -84,25 +84,12 @@ def test_auto_leaves_ddim_behind_on_other_paths():
         assert _error(denoiser, x, end, _plan(process, 8)) < 0.15 * ddim
 
 
-class _Strong(Denoiser):
-    """Classifier-free guidance of two mixtures with one set of components."""
-
-    def __init__(self, process, scale: float) -> None:
-        super().__init__(process, (2,))
-        means, spread = M8.means, M8._values[:, 0] * 0.39
-        self.free = rd.exact.GaussianMixture(M8.weights, means, spread).denoiser(process)
-        self.bound = rd.exact.GaussianMixture([0.9362, 0.0466, 0.0171], means, spread).denoiser(process)
-        self.scale = scale
-
-    def forward(self, x, t, **condition):
-        free = self.free(x, t)
-        return free + self.scale * (self.bound(x, t) - free)
-
-
 def test_strong_guidance_leaves_the_corrector_out():
     """At scale 12 and 8 evaluations the corrector overshoots tenfold; with 20 it is the better again."""
     process = rd.VP("cosine")
-    denoiser = _Strong(process, 12.0)
+    weights = (M8.weights, [0.9362, 0.0466, 0.0171])  # two mixtures with one set of components
+    laws = [rd.exact.GaussianMixture(w, M8.means, M8._values[:, 0] * 0.39) for w in weights]
+    denoiser = Product([law.denoiser(process) for law in laws], [1 - 12.0, 12.0])
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     end = execute(rd.plan("dpm-solver++", process, steps=400, order=3), denoiser, x, KeyedNoise(0, 64))
     errors = {(n, w): _error(denoiser, x, end, _plan(process, n, guidance=w)) for n in (8, 20) for w in (1.0, 12.0)}
@@ -127,25 +114,17 @@ def test_the_table():
     assert all(choice.options["kind"] == "flow" for choice in (*plain, *guided))
 
 
-def _drawn(kind: int | None = None) -> torch.Tensor:
-    """Shapes of 32 by 32, all or those of one class, as vectors between -1 and 1."""
-    drawn = toys.shapes(200, torch.Generator().manual_seed(0), 32)
-    x = drawn.x.double().flatten(1) / 127.5 - 1
-    return x if kind is None else x[drawn.conditions["label"] == kind]
+class _Pictures(Blurred):
+    """Shapes of 32 by 32, all or those of one class, each blurred by .15, as pictures ``(3, 32, 32)``."""
 
-
-class _Pictures(Denoiser):
-    """Shapes, each blurred by .15, as pictures ``(3, 32, 32)``, led to those of class 0 at a guidance scale."""
-
-    def __init__(self, process, guidance: float = 0.0) -> None:
-        super().__init__(process, (3, 32, 32))
-        self.free, self.bound, self.guidance = Blurred(_drawn(), process), Blurred(_drawn(0), process), guidance
+    def __init__(self, process, kind: int | None = None) -> None:
+        drawn = toys.shapes(200, torch.Generator().manual_seed(0), 32)
+        x = drawn.x.double().flatten(1) / 127.5 - 1
+        super().__init__(x if kind is None else x[drawn.conditions["label"] == kind], process)
+        self.shape = (3, 32, 32)
 
     def forward(self, x, t, **condition):
-        flat = x.flatten(1).double()
-        free = self.free(flat, t)
-        led = free + self.guidance * (self.bound(flat, t) - free) if self.guidance else free
-        return led.view_as(x).to(x)
+        return super().forward(x.flatten(1).double(), t).view_as(x).to(x)
 
 
 def test_pictures_of_more_pixels_are_decided_at_higher_noise():
@@ -170,8 +149,9 @@ def test_large_pictures_do_not_overshoot_under_strong_guidance():
     """The same law led to one class, 5 evaluations: at most .92 of the error of steps in the angle at scale 3 and .55
     at 7.5; .88 and .45 were seen, and on pictures of 8 by 8 the angle stays."""
     x = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noise, experts = KeyedNoise(0, 48), [_Pictures(rd.VP("cosine"), kind) for kind in (None, 0)]
     for scale, bar in ((3.0, 0.92), (7.5, 0.55)):
-        denoiser, noise = _Pictures(rd.VP("cosine"), scale), KeyedNoise(0, 48)
+        denoiser = Product(experts, [1 - scale, scale])
         end = execute(rd.plan("dpm++2m", denoiser.process, nfe=160, grid="flow"), denoiser, x, noise)
         angle = {"kind": "velocity", "order": 2, "tau": "angle"}
         plans = [
@@ -182,6 +162,7 @@ def test_large_pictures_do_not_overshoot_under_strong_guidance():
         assert ours < bar * theirs
     orders = [choose(rd.VP(), n, guidance=7.5, shape=(3, 32, 32)).options["order"] for n in (5, 11, 12, 14)]
     assert orders == [1, 1, 2, 2]
+    assert choose(rd.VP(), 5, guidance=7.5, shape=(3, 32, 32)).grid["shift"] == 4
     assert choose(rd.VP(), 5, guidance=7.5, shape=(1, 8, 8)) == choose(rd.VP(), 5, guidance=7.5)
     assert choose(rd.VP(), 8, guidance=3.0, shape=(3, 32, 32)).options["kind"] == "velocity"
 

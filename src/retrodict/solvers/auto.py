@@ -9,10 +9,11 @@ tokens, counts, paths with matrix coefficients    the process' own reverse step
 a population that carries weights                 first-order steps with all of the noise (eta = 1), since
                                                   weights need densities
 a path with two ends                              second-order Adams-Bashforth of the flow
+a guidance scale of 3 or more, fewer than 15      data prediction in log-SNR, shifted by 1: order 1 below 1.5
+evaluations and than 2.5 times the scale,         evaluations for each unit of the scale, then order 2
+pictures of 16 by 16 and more
 a guidance scale of 3 or more, fewer than 15      velocity on the angle, order 2, shifted by .7, and no corrector,
 evaluations                                       which overshoots there
-the same in pictures of 16 by 16 and more, fewer  data prediction in log-SNR, shifted by 1: order 1 up to 1.5
-evaluations than 2.5 times the scale              evaluations for each unit of the scale, then order 2
 everything else: flow velocity, with a corrector  at most 6 evaluations: order 2, times shifted by .7
 in the angle, on the linear path's times          7 to 9: order 2, shifted by .6
                                                   10 to 14: order 3, shifted by .5
@@ -102,7 +103,7 @@ class Case:
 #: From this scale on, and below this number of evaluations, the corrector is left out.
 STRONG_GUIDANCE, FEW = 3.0, 15
 
-#: Pictures whose shifts are so many times larger are large.
+#: Pictures whose `resolution` is at least this are large.
 LARGE = 2.0
 
 #: ``(most evaluations, order, shift of the times)`` of the everyday choice, plain and under guidance.
@@ -110,15 +111,9 @@ PLAIN = ((6, 2, 0.7), (9, 2, 0.6), (14, 3, 0.5), (None, 3, 0.4))
 GUIDED = ((8, 2, 0.85), (14, 3, 0.7), (None, 3, 0.5))
 
 
-def _angle(kind: str, order: int, shift: float, corrector: bool = True) -> Choice:
-    """Steps in the angle on the linear path's times, shifted."""
-    options = {"order": order, "kind": kind, "tau": "angle"} | ({"corrector": True} if corrector else {})
-    return Choice("adams", grid={"name": "flow", "shift": shift}, options=options)
-
-
-def _data(order: int) -> Choice:
-    """Steps in log-SNR on the linear path's times."""
-    return Choice("adams", grid={"name": "flow", "shift": 1.0}, options={"order": order, "kind": "data"})
+def _steps(kind: str, order: int, shift: float, **options: Any) -> Choice:
+    """Multistep on the linear path's times, shifted; without ``tau`` in the prediction type's own coordinate."""
+    return Choice("adams", grid={"name": "flow", "shift": shift}, options={"order": order, "kind": kind, **options})
 
 
 def _everyday(guided: bool, most: int | None) -> Callable[[Case], bool]:
@@ -131,15 +126,14 @@ TABLE: tuple[tuple[Callable[[Case], bool], Choice], ...] = (
     (lambda case: case.population and case.two_ended, Choice("ddim", eta=1.0)),
     (lambda case: case.population, Choice("ddim", grid="logsnr", eta=1.0)),
     (lambda case: case.two_ended, Choice("flow-ab")),
-    (
-        lambda case: case.strong and case.resolution >= LARGE and (case.budget or FEW) < 1.5 * abs(case.guidance),
-        _data(1),
+    (lambda case: case.strong and case.overshoots(1.5), _steps("data", 1, 1.0)),
+    (lambda case: case.strong and case.overshoots(2.5), _steps("data", 2, 1.0)),
+    (lambda case: case.strong, _steps("velocity", 2, 0.7, tau="angle")),
+    *(
+        (_everyday(guided, most), _steps("flow", order, shift, tau="angle", corrector=True))
+        for guided, lines in ((False, PLAIN), (True, GUIDED))
+        for most, order, shift in lines
     ),
-    (lambda case: case.strong and case.overshoots(1.5), _data(1)),
-    (lambda case: case.strong and case.overshoots(2.5), _data(2)),
-    (lambda case: case.strong, _angle("velocity", 2, 0.7, corrector=False)),
-    *((_everyday(False, most), _angle("flow", order, shift)) for most, order, shift in PLAIN),
-    *((_everyday(True, most), _angle("flow", order, shift)) for most, order, shift in GUIDED),
 )
 
 
