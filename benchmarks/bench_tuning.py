@@ -272,7 +272,7 @@ def line(r: Row, own: list[Bar]) -> list[str]:
     if "after" not in r:
         return [r["problem"], str(r["evaluations"]), before, "", "", "", theirs, "", "", ""]
     ratio = f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"
-    alone = ", ".join(f"{name} {error:.4g}" for name, error in r["alone"].items())
+    alone = ", ".join(f"{name} {value:.4g}" for name, value in r["alone"].items())
     seconds = f"{r['seconds']:.0f}" + (", more trajectories would help" if r["more_trajectories"] else "")
     found = [f"{r['after']:.4g}", ratio, r["method"], theirs, seconds, alone, "; ".join(map(str, own))]
     return [r["problem"], str(r["evaluations"]), before, *found]
@@ -327,7 +327,8 @@ def main() -> None:
             p.requires_grad_(False)
         there = {r["evaluations"] for r in earlier(given.results) if r["problem"] == case.name and given.resume}
         wanted = {*given.evaluations} if given.evaluations else {*case.scale.budgets, *UNTUNED}
-        for row in study(case, sorted(wanted - there)):
+        missing = sorted(wanted - there)
+        for row in study(case, missing) if missing else ():
             print(json.dumps(row), flush=True)
             record(row, order, given)  # after each: a long study may be cut short
     if not all(bar.holds for bar in bars(earlier(given.results)) if bar.judged):

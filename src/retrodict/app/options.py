@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError, near, require
+from retrodict.core.errors import InputError, first_line, near, require
 from retrodict.core.registry import Registry
 from retrodict.processes import Process, processes
 
@@ -163,6 +163,7 @@ def parse_device(text: str) -> str:
     try:
         torch.zeros(1, device=text)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {text!r} cannot be used ({reason}); accepted: auto, cpu, cuda, cuda:1, mps") from None
+        raise InputError(
+            f"device {text!r} cannot be used ({first_line(error)}); accepted: auto, cpu, cuda, cuda:1, mps"
+        ) from None
     return text

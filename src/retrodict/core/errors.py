@@ -43,6 +43,11 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: of a message its first, and the error's kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def optional_import(module: str, extra: str) -> object:
     """Import an optional dependency or raise with the line that installs it."""
     import importlib

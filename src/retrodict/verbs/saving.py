@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError
+from retrodict.core.errors import InputError, first_line
 from retrodict.data import Scale, make_codec
 from retrodict.denoisers import CountDenoiser, Denoiser, EmbeddedDenoiser, TokenDenoiser, TwoEnded, Wrapped
 from retrodict.denoisers.networks import Network, networks
@@ -121,10 +121,9 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "plan.json"]))
     except (OSError, ValueError) as error:  # all that the hub raises, whatever its version
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"there is no folder {name} under {Path.cwd()}, and no such repository could be fetched from the Hub: "
-            f"{reason}"
+            f"{first_line(error)}; give the folder that fit(out=...) wrote, or owner/name of a repository of the Hub"
         ) from None
 
 

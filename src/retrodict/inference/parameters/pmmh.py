@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from retrodict.core.errors import InputError
+from retrodict.core.errors import InputError, first_line
 from retrodict.core.noise import KeyedNoise
 from retrodict.inference.parameters.likelihood import Likelihood
 from retrodict.inference.parameters.mixing import effective_size, r_hat
@@ -124,7 +124,7 @@ class Density:
         try:
             value = self.likelihood.value(self.space.model(free), seed).detach()
         except (ParticlesDied, InputError, RuntimeError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             self.failures[reason] = self.failures.get(reason, 0) + 1
             return prior.new_tensor(-torch.inf)
         return (prior + value).nan_to_num(nan=-torch.inf)
