@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from retrodict.core.errors import InputError
 from retrodict.training import Checkpoints, TrainingInterrupted, train
 
 STEPS = 40
@@ -90,6 +91,10 @@ def main(folder: Path) -> dict:
     except TrainingInterrupted as stop:
         found["stopped"] = stop.result.steps
         found["stopped_at"] = Checkpoints(folder / "stopped" / "checkpoints").steps()[0]
+    try:  # the first process finds it out, and tells the other
+        fit(plain, folder / "whole", config={"another": "run"})
+    except InputError as error:
+        found["refused"] = str(error)
     return found
 
 

@@ -73,6 +73,11 @@ def test_only_the_first_process_writes(answers):
         assert [r["step"] for r in read_metrics(answers[0] / name / "metrics.jsonl")] == [10, 20, 30, 40]
 
 
+def test_a_folder_that_is_refused_is_refused_on_both(answers):
+    first, second = (found["refused"] for found in answers[1])
+    assert first == second and "belongs to another configuration" in first
+
+
 def test_another_number_of_processes_goes_on_with_a_warning(answers):
     with pytest.warns(UserWarning, match="had 2 processes and has 1 now"):
         result = child.fit(child.Noisy(), answers[0] / "stopped", device="cpu")

@@ -8,6 +8,7 @@ import pickle
 import resource
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from retrodict.training import (
     train,
 )
 from retrodict.training.checkpoint import flatten, unflatten
+from retrodict.training.files import write_json
 from training.train_helpers import denoising, network, points, same_state
 
 QUIET = {"progress": False, "device": "cpu", "precision": "fp32"}
@@ -356,6 +358,30 @@ def test_a_run_folder_is_new_then_resumed_then_finished(tmp_path):
     assert folder.check(CONFIG) == "finished"
     assert folder.config()["betas"] == [0.9, 0.99]
     assert json.loads(folder.config_file.read_text())["format"] == 1
+
+
+def test_a_folder_taken_by_another_process_of_the_run_is_resumed(tmp_path, monkeypatch):
+    """The other writes ``config.json`` at any call that looks at the folder: never "not a run folder"."""
+    for name in ("exists", "is_dir", "mkdir", "iterdir"):
+        for number in range(4):
+            folder = RunFolder(tmp_path / f"{name}-{number}")
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, name, _taken_before(folder, getattr(Path, name), number))
+                assert folder.check(CONFIG) in ("new", "resume")
+            assert folder.check(CONFIG) == "resume"
+
+
+def _taken_before(folder, look, number):
+    """``look``, but before its call of that ``number`` another process takes the folder."""
+    calls = iter(range(100))
+
+    def patched(path, *given, **more):
+        if path in (folder.path, folder.config_file) and next(calls) == number:
+            os.makedirs(folder.path, exist_ok=True)
+            write_json(folder.config_file, CONFIG)
+        return look(path, *given, **more)
+
+    return patched
 
 
 def test_another_configuration_is_refused_with_both_values(tmp_path):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,8 @@ from accelerate.utils import DistributedType
 
 from retrodict.core.errors import InputError
 from retrodict.core.registry import Registry
+
+_T = TypeVar("_T")
 
 PRECISIONS: Registry[str | None] = Registry("precision")
 PRECISIONS.add("auto", value=None)
@@ -143,3 +145,17 @@ class Ranks:
         from accelerate.utils import gather_object
 
         return gather_object([value])
+
+    def first_decides(self, choose: Callable[[], _T]) -> _T:
+        """What ``choose()`` says on the first process, told to all; so is an `InputError`, which all then raise."""
+        answer: Any = None
+        failure: InputError | None = None
+        if self.first:
+            try:
+                answer = choose()
+            except InputError as error:
+                failure = error
+        answer, failure = self.gather((answer, failure))[0]
+        if failure is not None:
+            raise failure
+        return answer

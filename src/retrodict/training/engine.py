@@ -101,19 +101,20 @@ class Engine:
 
     def open(self, folder: RunFolder, keep: int, resume: str | bool, config: Mapping[str, Any] | None) -> None:
         """Check the folder, and take up its newest checkpoint where that is wanted."""
-        self.checkpoints = Checkpoints(folder.checkpoints, keep)
+        checkpoints = self.checkpoints = Checkpoints(folder.checkpoints, keep)
         asked = config if config is not None else {"training": self.settings.describe()}
-        if resume is not False and (config is not None or not folder.config_file.exists()):
-            folder.check(asked)
-        step = None
-        if self.ranks.first:
-            self.checkpoints.tidy()
+
+        def choose() -> int | None:
             if resume is False:
                 folder.restart(asked)
-                self.checkpoints.clear()
-            found = self.checkpoints.latest()
-            step = found.step if found else None
-        step = self.ranks.gather(step)[0]  # one process chooses, so that all take the same
+                checkpoints.clear()
+            elif config is not None or not folder.config_file.exists():
+                folder.check(asked)
+            checkpoints.tidy()
+            found = checkpoints.latest()
+            return found.step if found else None
+
+        step = self.ranks.first_decides(choose)
         if step is not None:
             self._restore(self.checkpoints.load(step))
         elif resume is True:

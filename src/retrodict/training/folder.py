@@ -70,9 +70,7 @@ class RunFolder:
                 with both values), or holds files that are not those of a run.
         """
         asked = _as_json(config)
-        if not self.config_file.exists():
-            self._require_empty()
-            self.path.mkdir(parents=True, exist_ok=True)
+        if self._take():
             write_json(self.config_file, asked)
             return "new"
         lines = differences(self.config(), asked)
@@ -86,22 +84,28 @@ class RunFolder:
     def restart(self, config: Mapping[str, Any]) -> None:
         """Give the folder to a new run: its ``config.json`` is replaced, and it is finished no more."""
         asked = _as_json(config)
-        if not self.config_file.exists():
-            self._require_empty()
-            self.path.mkdir(parents=True, exist_ok=True)
+        self._take()
         self.model.unlink(missing_ok=True)
         write_json(self.config_file, asked)
 
-    def _require_empty(self) -> None:
+    def _take(self) -> bool:
+        """Whether the folder is new to runs; it is then made.
+
+        One listing answers, because another process of the same run may write ``config.json`` meanwhile.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run folder {self.path} is a file; give a folder")
-        found = sorted(e.name for e in self.path.iterdir() if not e.name.startswith(".")) if self.path.exists() else []
+        self.path.mkdir(parents=True, exist_ok=True)
+        found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if self.config_file.name in found:
+            return False
         if found:
             raise InputError(
                 f"folder {self.path} holds {len(found)} entries "
                 f"({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}) but no config.json, so it is "
                 "not a run folder; give an empty or a new folder"
             )
+        return True
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
