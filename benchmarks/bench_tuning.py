@@ -44,7 +44,7 @@ import retrodict as rd
 from retrodict.denoisers import Denoiser, Guided
 from retrodict.exact import GaussianMixture
 from retrodict.solvers import tuning
-from retrodict.solvers.tuning import METHODS, Effort, Sets, Trajectories, candidates, teach, teacher, tune_budget
+from retrodict.solvers.tuning import METHODS, Effort, Entry, Sets, Trajectories, candidates, teach, teacher, tune_budget
 from retrodict.solvers.tuning.classical import HEATS
 from retrodict.solvers.tuning.trajectories import rms
 
@@ -68,7 +68,6 @@ class Scale:
         teacher: evaluations of the teacher; trajectories: to learn from, half as many to choose and to tell.
         budgets: that are tuned; heats: ``(starts, survivors)`` of the diffusers' race before the final; ours: of our
             own where nothing is tuned.
-        alone: whether each method is told by itself.
     """
 
     teacher: int = 60
@@ -77,7 +76,6 @@ class Scale:
     heats: tuple[tuple[int, int], ...] = ((16, 40), (64, 6))
     ours: tuple[tuple[int, int], ...] = HEATS
     effort: Effort = field(default_factory=Effort)
-    alone: bool = True
 
 
 #: Closed forms: evaluations cost next to nothing, and rare starts dominate the error.
@@ -86,7 +84,7 @@ WIDE = Scale(teacher=160, trajectories=2048, budgets=(5, 6, 8), heats=())
 #: Networks; with guidance an evaluation is two passes, and of a picture of 32 by 32 a pass takes ten times as long.
 DIGITS, GUIDED_DIGITS = Scale(budgets=(4, 5, 6, 8, 10)), Scale()
 FEWER = ((4, 24), (16, 8), (64, 3))
-SHAPES = Scale(40, 512, (5,), FEWER, FEWER, Effort(steps=72, batch=96), alone=False)
+SHAPES = Scale(40, 512, (5,), FEWER, FEWER, Effort(steps=72, batch=96))
 
 
 @dataclass(frozen=True)
@@ -169,20 +167,24 @@ def study(case: Case, budgets: Sequence[int]) -> Iterator[Row]:
 
 def tuned(case: Case, nfe: int, sets: Sets) -> Row:
     """All methods together, and at one budget each alone."""
-    found = tune_budget(case.denoiser, nfe, sets, guidance=case.guidance, effort=case.scale.effort)
+    words: Row = {"guidance": case.guidance, "effort": case.scale.effort}
+    found = tune_budget(case.denoiser, nfe, sets, **words)
     alone = {}
-    if case.scale.alone and nfe == (TUNED_AT if case.network else MIXTURE_AT):
-        for method in METHODS:
-            words = {"guidance": case.guidance, "effort": case.scale.effort, "methods": [method]}
-            alone[method] = tune_budget(case.denoiser, nfe, sets, **words).after
+    if nfe == (TUNED_AT if case.network else MIXTURE_AT):
+        words["finalists"] = tuning.race(entrants(case, nfe), case.denoiser, sets.valid)
+        alone = {m: tune_budget(case.denoiser, nfe, sets, methods=[m], **words).after for m in METHODS}
     median = float(sets.test.errors(sets.test.run(case.denoiser, found.start)).median())
     return {**found.row(), "tried": found.tried, "alone": alone, "before_median": median}
 
 
+def entrants(case: Case, nfe: int) -> list[Entry]:
+    """The untuned plans."""
+    return candidates(case.denoiser.process, nfe, case.guidance, case.denoiser.shape)
+
+
 def untuned(case: Case, nfe: int, sets: Sets) -> Row:
     """The winner of the race of untuned plans, told on the third set."""
-    entrants = candidates(case.denoiser.process, nfe, case.guidance, case.denoiser.shape)
-    first = tuning.race(entrants, case.denoiser, sets.valid, case.scale.ours)[0]
+    first = tuning.race(entrants(case, nfe), case.denoiser, sets.valid, case.scale.ours)[0]
     errors = sets.test.errors(sets.test.run(case.denoiser, first.plan))
     told = {"before": float(rms(errors)), "before_median": float(errors.median())}
     return {"evaluations": nfe, "start": first.name, **told}

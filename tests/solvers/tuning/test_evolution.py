@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import retrodict as rd
 from retrodict.core.errors import InputError
 from retrodict.solvers.tuning import Cascade, candidates, compensate, compensated, race, search, teach, teacher
-from retrodict.solvers.tuning.evolution import decision
-from solvers.solver_cases import M8
+from retrodict.solvers.tuning.classical import starts_of
+from retrodict.solvers.tuning.evolution import _child, decision
+from solvers.solver_cases import M8, interpolant
 
 PATH = rd.VP("linear")
 MODEL = M8.denoiser(PATH)
@@ -41,6 +43,34 @@ def test_a_decision_makes_its_plan_again():
         made = decision(plan)
         assert made is not None and made.plan(PATH).equivalent(plan, 1e-9)
     assert decision(rd.plan("unipc", PATH, nfe=6)) is None
+
+
+def test_runs_may_start_late_where_the_first_log_snr_is_infinite():
+    """The law is noise but for 3e-9 of signal there; a path whose log-SNR at t = 1 is finite has the one start."""
+    path = rd.VP("cosine")
+    one, late = starts_of(path)
+    assert one == 1.0 and 0 < float(path.alpha(late) / path.sigma(late)) < 3e-9
+    entries = {e.name: e.plan for e in candidates(path, 5) if e.name.startswith("late")}
+    assert len(entries) == 20 and all(p.start_time == late and p.nfe == 5 for p in entries.values())
+    plan = entries["late data 2 corrected on flow 1"]
+    made = decision(plan)
+    assert made is not None and made.start == late
+    assert made.plan(path).equivalent(
+        rd.plan("adams", path, grid=plan.times, kind="data", corrector=True, final=False), 1e-9
+    )
+    assert starts_of(PATH) == starts_of(interpolant()) == (1.0,)
+    assert not any(e.name.startswith("late") for e in candidates(PATH, 5))
+
+
+def test_a_search_may_move_the_start():
+    """From late starts alone, some of what it tries starts at t = 1, and the other way round."""
+    path = rd.VP("cosine")
+    rng, times = np.random.default_rng(0), starts_of(path)
+    for entry in (e for e in candidates(path, 5) if "data 2 corrected on flow 1" in e.name):
+        parent = decision(entry.plan)
+        found = {_child([parent], rng, times).start for _ in range(60)}
+        assert found == set(times)
+    assert {_child([parent], rng, times[:1]).start for _ in range(60)} == {parent.start}
 
 
 def test_the_search_cuts_the_error_of_the_best_start(sets, finalists):

@@ -12,7 +12,7 @@ from typing import Any
 
 from retrodict.core.errors import InputError
 from retrodict.denoisers import Denoiser
-from retrodict.processes import Process
+from retrodict.processes import GaussianPath, Process
 from retrodict.solvers import auto
 from retrodict.solvers.build import plan as make_plan
 from retrodict.solvers.plan import Plan
@@ -20,6 +20,9 @@ from retrodict.solvers.tuning.trajectories import Trajectories
 
 #: Grids of the race, and shifts of those of the flow family, which differ in where they are dense.
 GRIDS, SHIFTS = ("logsnr", "karras", "uniform", "quadratic", "angle"), (0.3, 0.5, 0.7, 1.0, 2.0)
+#: log(alpha/sigma) of a late start.  The law there is noise but for 2e-9 of signal, and a first step of finite length
+#: lets solvers in log-SNR correct it and remember its output, which is better or worse by the problem.
+LATE = -20.0
 #: ``(trajectories, survivors)`` of the heats before the final.
 HEATS = ((16, 32), (64, 8))
 
@@ -42,6 +45,7 @@ def candidates(process: Process, nfe: int, guidance: float = 1.0, shape: Sequenc
     choice = auto.choose(process, nfe, guidance=guidance, shape=shape)
     grids = [*GRIDS, *({"name": "flow", "shift": shift * auto.resolution(shape)} for shift in SHIFTS)]
     asked: list[tuple[str, str, dict[str, Any], Any]] = [("auto", choice.solver, choice.options, choice.grid)]
+    flows = grids[len(GRIDS) :]
     for grid, (kind, order, corrector) in product(grids, product(_KINDS, (1, 2, 3, 4), (False, True))):
         # first orders without a corrector are all DDIM, but for the velocity's
         if order <= nfe and (order > 1 or corrector or kind in ("data", "velocity")):
@@ -50,6 +54,11 @@ def candidates(process: Process, nfe: int, guidance: float = 1.0, shape: Sequenc
     asked += [(f"dpm++2m{' final' if f else ''}", "dpm++2m", {"final": f}, g) for g, f in product(grids, (True, False))]
     asked += [(f"unipc {order}", "unipc", {"order": order}, grid) for grid, order in product(grids, (2, 3))]
     asked += [("deis tab", "deis", {"degree": degree}, grid) for grid, degree in product(grids, (2, 3))]
+    for start in starts_of(process)[1:]:
+        for grid, order in product(flows, (2, 3)):
+            words = {"order": order, "kind": "data", "corrector": True, "start": start}
+            asked.append((f"late data {order} corrected", "adams", words, grid))
+            asked.append((f"late unipc {order}", "unipc", {"order": order, "start": start}, grid))
     made = []
     for name, solver, options, grid in asked:
         try:
@@ -58,6 +67,13 @@ def candidates(process: Process, nfe: int, guidance: float = 1.0, shape: Sequenc
             continue
         made.append(Entry(name if name == "auto" else f"{name} on {_title(grid)}", plan))
     return made
+
+
+def starts_of(process: Process) -> tuple[float, ...]:
+    """Times at which a run may start: 1, and that of log-SNR `LATE` where t = 1 is noise alone."""
+    if not isinstance(process, GaussianPath) or not process.scalar or len(process.ends) == 2:
+        return (1.0,)
+    return (1.0, float(process.time_at(LATE))) if float(process.log_snr(1.0)) < LATE else (1.0,)
 
 
 _KINDS = ("data", "noise", "flow", "velocity")

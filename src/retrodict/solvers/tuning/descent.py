@@ -39,6 +39,7 @@ class Effort:
 
     Attributes:
         steps: minibatches; batch: trajectories in each.
+        pilots: starts that are tried by a few small minibatches each, before the best of them goes on.
         polish: damped Gauss-Newton steps; polish_batch: trajectories that they see.
         rate: first step size, as a share of the error that there is to remove.
         ridge: weight of the squared distance to the start, in units of sample displacement.
@@ -48,9 +49,10 @@ class Effort:
 
     steps: int = 96
     batch: int = 128
+    pilots: int = 4
     polish: int = 0
     polish_batch: int = 1024
-    rate: float = 0.12
+    rate: float = 0.25
     ridge: float = 1e-3
     check: int = 12
     patience: int = 4
@@ -138,6 +140,7 @@ def refine(
     valid: Trajectories,
     effort: Effort,
     *,
+    origin: Tensor | None = None,
     seed: int = 0,
     save_memory: bool = False,
     on_step: Callable[[], None] | None = None,
@@ -145,6 +148,7 @@ def refine(
     """``(the start, the best parameters found)`` of free coefficients; the start twice if nothing did better.
 
     Args:
+        origin: parameters to descend from, instead of the plan's own.
         save_memory: see `free.run`.
         on_step: called after every minibatch and every damped step.
     """
@@ -152,8 +156,10 @@ def refine(
     def ends(p: Tensor, some: Trajectories) -> Tensor:
         return run(some.mean(denoiser), free.coefficients(p), some.start, save_memory=save_memory)
 
-    task = Task(ends, free.nudged(), train, valid)
+    task = Task(ends, free.nudged() if origin is None else origin, train, valid)
     start = best = task.judged(free.zero())
+    if origin is not None:
+        best = min(best, task.judged(origin), key=lambda found: found.valid)
     if effort.steps:
         best = by_gradient(task, best, effort, seed, on_step)
     if effort.polish:

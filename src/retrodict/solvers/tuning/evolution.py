@@ -25,7 +25,7 @@ from retrodict.denoisers import Denoiser
 from retrodict.processes import GaussianPath, Process
 from retrodict.solvers.build import plan as make_plan
 from retrodict.solvers.plan import Plan
-from retrodict.solvers.tuning.classical import Entry
+from retrodict.solvers.tuning.classical import Entry, starts_of
 from retrodict.solvers.tuning.trajectories import Trajectories
 from retrodict.solvers.weights import INTERPOLATION
 
@@ -44,25 +44,27 @@ class Decision:
     Attributes:
         gaps: falls of the angle atan(sigma/alpha) from each time to the next, positive; they sum to the whole way.
         kinds: among `KINDS`; orders, correctors: as the solver 'usf' takes them.
+        start: the first time; see `starts_of`.
     """
 
     gaps: tuple[float, ...]
     kinds: tuple[str, ...]
     orders: tuple[int, ...]
     correctors: tuple[bool, ...]
+    start: float = 1.0
 
     def vector(self) -> list[float]:
         """The decision as numbers, for the predictor."""
         kinds = [float(kind == name) for kind in self.kinds for name in KINDS]
-        return [*np.log(self.gaps), *kinds, *map(float, self.orders), *map(float, self.correctors)]
+        return [*np.log(self.gaps), *kinds, *map(float, (*self.orders, *self.correctors, self.start < 1))]
 
     def plan(self, process: Process) -> Plan:
         """The plan of these decisions, to the clean end."""
         path: GaussianPath = process  # type: ignore[assignment]
-        whole = float(angle(path, 1.0))
+        whole = float(angle(path, self.start))
         falls = np.cumsum(self.gaps) * whole / sum(self.gaps)
         lam = -np.log(np.tan(whole - falls[:-1]))
-        times = [1.0, *path.time_at(torch.from_numpy(lam)).tolist(), 0.0]
+        times = [self.start, *path.time_at(torch.from_numpy(lam)).tolist(), 0.0]
         kinds, taus = zip(*(kind.split() for kind in self.kinds))
         words: dict[str, Any] = {"orders": self.orders, "kinds": kinds, "taus": taus, "correctors": self.correctors}
         return make_plan("usf", process, grid=times, final=False, **words)
@@ -88,7 +90,7 @@ def decision(plan: Plan) -> Decision | None:
     if not (gaps > 0).all():
         return None
     order, corrector = int(options.get("order", 2)), bool(options.get("corrector", False))
-    return Decision(tuple(gaps.tolist()), (pair,) * K, (order,) * K, (corrector,) * K)
+    return Decision(tuple(gaps.tolist()), (pair,) * K, (order,) * K, (corrector,) * K, float(plan.times[0]))
 
 
 def search(
@@ -108,6 +110,7 @@ def search(
         candidates: how many decisions may be evaluated in all.
     """
     rng, few, process = np.random.default_rng(seed), train.take(slice(0, FEW)), denoiser.process
+    times = starts_of(process)
     seen: dict[Decision, float] = {}
 
     def judge(made: Sequence[Decision]) -> None:
@@ -121,7 +124,7 @@ def search(
     each = max(4, (candidates - len(seen)) // STAGES)
     for _ in range(STAGES):
         best = sorted(seen, key=seen.__getitem__)[:PARENTS]
-        children = [c for c in (_child(best, rng) for _ in range(8 * each)) if c not in seen]
+        children = [c for c in (_child(best, rng, times) for _ in range(8 * each)) if c not in seen]
         children = list(dict.fromkeys(children))
         liked = _screened(children, seen, rng)
         judge([*liked[: each - each // 4], *liked[len(liked) - each // 4 :]])
@@ -155,7 +158,7 @@ def _screened(children: list[Decision], seen: dict[Decision, float], rng: np.ran
     return [children[i] for i in [*order[:half], *rest]]
 
 
-def _child(best: Sequence[Decision], rng: np.random.Generator) -> Decision:
+def _child(best: Sequence[Decision], rng: np.random.Generator, times: Sequence[float]) -> Decision:
     """A decision crossed over from two of the best, ranked ones preferred, and mutated."""
     pick = lambda: best[min(int(rng.exponential(len(best) / 4)), len(best) - 1)]  # noqa: E731
     a = pick()
@@ -164,7 +167,8 @@ def _child(best: Sequence[Decision], rng: np.random.Generator) -> Decision:
         cut = int(rng.integers(len(a.gaps) + 1))
         mixed = a.gaps if rng.random() < 0.5 else b.gaps
         join = lambda x, y: x[:cut] + y[cut:]  # noqa: E731
-        a = Decision(mixed, join(a.kinds, b.kinds), join(a.orders, b.orders), join(a.correctors, b.correctors))
+        parts = (join(a.kinds, b.kinds), join(a.orders, b.orders), join(a.correctors, b.correctors))
+        a = Decision(mixed, *parts, a.start)
     gaps = np.array(a.gaps) * np.exp(SPREAD * rng.normal(size=len(a.gaps)) * (rng.random() < 0.8))
     change = lambda values, among: tuple(  # noqa: E731
         among[int(rng.integers(len(among)))] if rng.random() < MUTATE else v for v in values
@@ -174,4 +178,5 @@ def _child(best: Sequence[Decision], rng: np.random.Generator) -> Decision:
         change(a.kinds, KINDS),
         change(a.orders, ORDERS),
         change(a.correctors, (False, True)),
+        change((a.start,), times)[0] if len(times) > 1 else a.start,
     )

@@ -3,7 +3,7 @@
     race         the best of the plans that there are: what is to be beaten
     search       decisions step by step, from the finalists of the race
     compensate   ratios of stored outputs, on the searched plan and on the race's own
-    free         every coefficient and time, from the best so far
+    free         every coefficient and time, from the best so far or from a start whose valley is deeper
 
 All are judged on the same held-out trajectories, so the winner is never worse there than the start; what is reported
 comes from trajectories that had no say.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,8 @@ from retrodict.solvers.tuning.trajectories import Trajectories, rms
 METHODS = ("search", "compensate", "free")
 #: A training error that falls so much further than the held-out one asks for more trajectories.
 GAP = 1.1
+#: How a start is tried before one is chosen, and on how many held-out trajectories it is judged.
+PILOT, PILOT_JUDGED = Effort(steps=24, batch=32, check=24), 128
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def tune_budget(
     guidance: float = 1.0,
     methods: Sequence[str] = METHODS,
     effort: Effort | None = None,
+    finalists: list[Entry] | None = None,
     seed: int = 0,
     save_memory: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -111,6 +115,7 @@ def tune_budget(
     Args:
         denoiser: guided already where guidance is wanted; ``guidance`` is what its scale is called in the record.
         methods: any of `METHODS`.
+        finalists: what `race` found on ``sets.valid``, if it was run before.
         on_progress: called with the name of the stage as it goes on.
 
     Raises:
@@ -118,9 +123,9 @@ def tune_budget(
     """
     begun = time.perf_counter()
     tell = on_progress or (lambda stage: None)
-    finalists = race(
-        candidates(denoiser.process, nfe, guidance, denoiser.shape), denoiser, sets.valid, on_heat=lambda: tell("race")
-    )
+    if finalists is None:
+        entries = candidates(denoiser.process, nfe, guidance, denoiser.shape)
+        finalists = race(entries, denoiser, sets.valid, on_heat=lambda: tell("race"))
     if not finalists:
         raise InputError(f"no classical plan of {nfe} evaluations runs on {denoiser.process!r}")
     work = _Work(denoiser, sets, scaled(effort or Effort(), denoiser), seed, save_memory, tell, finalists)
@@ -203,23 +208,47 @@ class _Work:
         return None
 
     def free(self) -> None:
-        # the race's own plan and the best so far are two valleys; the descent begins in both where it is cheap
-        starts = {id(e.plan): e for e in (self.best(), *(self.finalists[:1] if self.effort.polish else []))}
-        outcomes: list[tuple[Found, Found, Free]] = []
-        for entry in starts.values():
-            try:
-                free = Free(entry.plan)
-            except InputError:  # evaluations that do not fall in time
-                continue
-            words = {"seed": self.seed, "save_memory": self.save_memory, "on_step": lambda: self.tell("free")}
-            sets = self.sets
-            outcomes.append((*refine(free, self.denoiser, sets.train, sets.valid, self.effort, **words), free))
+        """Descend where it is cheap from two starts, else from the one whose valley is deepest."""
+        starts = self._starts()
+        origins = self._pilots(starts) if self.effort.steps else dict.fromkeys(starts[:2])
+        outcomes = [(*self._descend(one, self.effort, origin), one) for one, origin in origins.items()]
         if outcomes:
             start, best, free = min(outcomes, key=lambda o: o[1].valid)
             plan = free.to_plan(best.p, {"solver": "tuned", "options": {}})
             self.found["free"] = Entry("free", plan, best.valid)
             if best.train > 0 and start.valid > 0:
                 self.gap = (best.valid / start.valid) / (best.train / start.train)
+
+    def _descend(
+        self, free: Free, effort: Effort, origin: Tensor | None = None, some: slice = slice(None)
+    ) -> tuple[Found, Found]:
+        words: dict[str, Any] = {"seed": self.seed, "save_memory": self.save_memory}
+        words |= {"origin": origin, "on_step": lambda: self.tell("free")}
+        return refine(free, self.denoiser, self.sets.train, self.sets.valid.take(some), effort, **words)
+
+    def _starts(self) -> list[Free]:
+        """The best so far, the best untuned, and the best untuned of each prediction type and first time."""
+        kinds: dict[Any, Entry] = {}
+        for entry in self.finalists:
+            facts = entry.plan.meta
+            kinds.setdefault((facts["options"].get("kind", facts["solver"]), entry.plan.start_time), entry)
+        starts = [self.best(), self.finalists[0], *(kinds.values() if self.effort.steps else ())]
+        free = []
+        for plan in {id(entry.plan): entry.plan for entry in starts}.values():
+            with suppress(InputError):  # evaluations that do not fall in time
+                free.append(Free(plan))
+        return free
+
+    def _pilots(self, starts: list[Free]) -> dict[Free, Tensor | None]:
+        """The start that a few small steps bring lowest, and where they brought it: a better start is often in a
+        worse valley."""
+        starts = starts[: max(1, self.effort.pilots)]
+        if len(starts) < 2:
+            return dict.fromkeys(starts)
+        found = [self._descend(one, PILOT, some=slice(0, PILOT_JUDGED)) for one in starts]
+        lowest = min(range(len(starts)), key=lambda i: found[i][1].valid)
+        start, best = found[lowest]
+        return {starts[lowest]: None if best is start else best.p}
 
 
 def _told(entry: Entry, nfe: int, guidance: float, error: float) -> Plan:
