@@ -110,22 +110,20 @@ def test_a_network_is_tuned_by_gradient_and_left_as_it_was():
 
 
 def test_a_network_descends_from_the_start_whose_valley_is_deepest():
-    """Of two finalists the better start is in the worse valley (measured: both together end at
-    .70 of where the better start ends alone)."""
+    """Of two finalists the better start is in the worse valley (measured: .15 to .05, and .24 to .006)."""
     from retrodict.solvers.tuning import Entry, Sets, teach, teacher, tune_budget
 
     model = M8.denoiser(rd.VP("cosine"))
     model.register_parameter("unused", torch.nn.Parameter(torch.zeros(())))  # so that it is tuned as networks are
     plan = teacher(model, 160)
     sets = Sets(*(teach(model, n, plan, shape=(2,), seed=s) for s, n in ((1, 256), (2, 128), (3, 128))))
-    grid = {"name": "flow", "shift": 1.0}
-    trap = rd.plan("adams", model.process, nfe=4, grid=grid, kind="noise", order=2, corrector=True)
-    deep = rd.plan("deis", model.process, nfe=4, grid=grid, degree=2)
+    trap = rd.plan("unipc", model.process, nfe=4, grid="karras", order=2)
+    deep = rd.plan("deis", model.process, nfe=4, grid={"name": "flow", "shift": 0.5}, degree=3)
     entries = [Entry(name, p, sets.valid.error(model, p)) for name, p in (("trap", trap), ("deep", deep))]
     assert entries[0].error < 0.8 * entries[1].error
     words = {"methods": ["free"], "finalists": entries}
     one, both = (tune_budget(model, 4, sets, effort=Effort(batch=64, pilots=n), **words) for n in (1, 4))
-    assert both.after < 0.85 * one.after and both.start_name == "trap"
+    assert both.after < 0.25 * one.after and both.start_name == "trap"
 
 
 def test_few_trajectories_ask_for_more():
