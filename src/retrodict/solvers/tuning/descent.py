@@ -39,7 +39,8 @@ class Effort:
 
     Attributes:
         steps: minibatches; batch: trajectories in each.
-        pilots: starts that are tried by a few small minibatches each, before the best of them goes on.
+        pilots: starts that are tried by a few small minibatches each, before the best of them goes on;
+            up to 8 evaluations.
         polish: damped Gauss-Newton steps; polish_batch: trajectories that they see.
         rate: first step size, as a share of the error that there is to remove.
         ridge: weight of the squared distance to the start, in units of sample displacement.

@@ -33,8 +33,9 @@ from retrodict.solvers.tuning.trajectories import Trajectories, rms
 METHODS = ("search", "compensate", "free")
 #: A training error that falls so much further than the held-out one asks for more trajectories.
 GAP = 1.1
-#: How a start is tried before one is chosen, and on how many held-out trajectories it is judged.
-PILOT, PILOT_JUDGED = Effort(steps=24, batch=32, check=24), 128
+#: How a start is tried before one is chosen, on how many held-out trajectories it is judged, and up to how many
+#: evaluations: with more of them starts end alike, and the metric of each costs the cube of their number.
+PILOT, PILOT_JUDGED, PILOT_EVALUATIONS = Effort(steps=24, batch=32, check=24), 128, 8
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ class _Work:
         """The start that a few small steps bring lowest, and where they brought it: a better start is often in a
         worse valley."""
         starts = starts[: max(1, self.effort.pilots)]
-        if len(starts) < 2:
-            return dict.fromkeys(starts)
+        if len(starts) < 2 or starts[0].nfe > PILOT_EVALUATIONS:
+            return dict.fromkeys(starts[:1])
         found = [self._descend(one, PILOT, some=slice(0, PILOT_JUDGED)) for one in starts]
         lowest = min(range(len(starts)), key=lambda i: found[i][1].valid)
         start, best = found[lowest]
