@@ -91,10 +91,12 @@ def main(folder: Path) -> dict:
     except TrainingInterrupted as stop:
         found["stopped"] = stop.result.steps
         found["stopped_at"] = Checkpoints(folder / "stopped" / "checkpoints").steps()[0]
-    try:  # the first process finds it out, and tells the other
-        fit(plain, folder / "whole", config={"another": "run"})
-    except InputError as error:
-        found["refused"] = str(error)
+    found["refused"] = []
+    for words in ({"out": folder / "whole", "config": {"another": "run"}}, {"out": folder, "resume": False}):
+        try:  # the first process finds it out, and tells the other
+            fit(plain, **words)
+        except InputError as error:
+            found["refused"].append(str(error))
     return found
 
 

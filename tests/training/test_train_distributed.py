@@ -75,7 +75,8 @@ def test_only_the_first_process_writes(answers):
 
 def test_a_folder_that_is_refused_is_refused_on_both(answers):
     first, second = (found["refused"] for found in answers[1])
-    assert first == second and "belongs to another configuration" in first
+    assert first == second
+    assert "belongs to another configuration" in first[0] and "not a run folder" in first[1]
 
 
 def test_another_number_of_processes_goes_on_with_a_warning(answers):

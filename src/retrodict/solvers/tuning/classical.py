@@ -43,9 +43,9 @@ def candidates(process: Process, nfe: int, guidance: float = 1.0, shape: Sequenc
         shape: of one state, where it is known: pictures of many pixels want larger shifts (`auto.resolution`).
     """
     choice = auto.choose(process, nfe, guidance=guidance, shape=shape)
-    grids = [*GRIDS, *({"name": "flow", "shift": shift * auto.resolution(shape)} for shift in SHIFTS)]
+    flows = [{"name": "flow", "shift": shift * auto.resolution(shape)} for shift in SHIFTS]
+    grids = [*GRIDS, *flows]
     asked: list[tuple[str, str, dict[str, Any], Any]] = [("auto", choice.solver, choice.options, choice.grid)]
-    flows = grids[len(GRIDS) :]
     for grid, (kind, order, corrector) in product(grids, product(_KINDS, (1, 2, 3, 4), (False, True))):
         # first orders without a corrector are all DDIM, but for the velocity's
         if order <= nfe and (order > 1 or corrector or kind in ("data", "velocity")):
